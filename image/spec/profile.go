@@ -168,13 +168,19 @@ type OnFailure struct {
 	Retries *int `yaml:"retries" json:"retries,omitempty"`
 	// Pause is the first pause between tries; it doubles each time. 0 means 10s.
 	Pause Duration `yaml:"pause" json:"pause,omitempty"`
-	// Then comes after the last try: "hold" (the default: the reason stays on
-	// the console), "reboot", "poweroff" or "shell".
+	// Then comes after the last try: local, hold, reboot, poweroff or shell;
+	// empty means local.
 	Then string `yaml:"then" json:"then,omitempty"`
 }
 
-// Hold is OnFailure.Then's default: stay, with the reason on every console.
-const Hold = "hold"
+// What [OnFailure] may end in, besides "reboot", "poweroff" and "shell".
+const (
+	// Local goes on into the system on the disk when nothing has been written
+	// to it, and holds when something has or when there is none.
+	Local = "local"
+	// Hold stays, with the reason on every console.
+	Hold = "hold"
+)
 
 var (
 	namePattern     = regexp.MustCompile(`^[a-z0-9]([a-z0-9._-]*[a-z0-9])?$`)
@@ -311,7 +317,7 @@ func validateSystem(s System) Problems {
 func validateEnd(finish Finish, f OnFailure) Problems {
 	var ps Problems
 	oneOf(&ps, "finish", string(finish), "", string(Reboot), string(Kexec), string(PowerOff), string(Shell))
-	oneOf(&ps, "on_failure.then", f.Then, "", Hold, string(Reboot), string(PowerOff), string(Shell))
+	oneOf(&ps, "on_failure.then", f.Then, "", Local, Hold, string(Reboot), string(PowerOff), string(Shell))
 	if f.Retries != nil && (*f.Retries < 0 || *f.Retries > 100) {
 		ps.addf("on_failure.retries", "%d: write 0 to 100", *f.Retries)
 	}
