@@ -222,6 +222,9 @@ func (p *Profile) Validate() Problems {
 	return ps
 }
 
+// maxLabel is the most bytes that a file system's label has.
+var maxLabel = map[string]int{Ext4: 16, VFAT: 11, Swap: 15, XFS: 12, Btrfs: 255, None: 0}
+
 // validateLayout judges what profiles and manifests say of disks.
 func validateLayout(rule DiskRule, table Table, parts []Partition) Problems {
 	var ps Problems
@@ -265,7 +268,7 @@ func validateLayout(rule DiskRule, table Table, parts []Partition) Problems {
 		percent += p.Size.Percent
 		oneOf(&ps, at+".filesystem", p.FileSystem, Ext4, VFAT, Swap, XFS, Btrfs, None)
 		oneOf(&ps, at+".type", p.Type, "", TypeLinux, TypeSwap, TypeESP, TypeBIOSBoot, TypeFAT)
-		if most := map[string]int{Ext4: 16, VFAT: 11, Swap: 15, XFS: 12, Btrfs: 255}[p.FileSystem]; len(p.Label) > most {
+		if most, ok := maxLabel[p.FileSystem]; ok && len(p.Label) > most {
 			ps.addf(at+".label", "%q is longer than the %d bytes that %s holds", p.Label, most, p.FileSystem)
 		}
 		if p.Label != "" {
