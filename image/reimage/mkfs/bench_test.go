@@ -3,7 +3,6 @@ package mkfs
 import (
 	"os"
 	"os/exec"
-	"path/filepath"
 	"testing"
 )
 
@@ -50,27 +49,4 @@ func BenchmarkExt4(b *testing.B) {
 			remove(b, f)
 		}
 	})
-}
-
-// sparse returns a new file full of holes.
-func sparse(tb testing.TB, size int64) *os.File {
-	tb.Helper()
-	f, err := os.Create(filepath.Join(tb.TempDir(), "disk"))
-	if err == nil {
-		err = f.Truncate(size)
-	}
-	if err != nil {
-		tb.Fatal(err)
-	}
-	tb.Cleanup(func() { f.Close() })
-	return f
-}
-
-// remove gives a file's room back before the test ends.
-func remove(tb testing.TB, f *os.File) {
-	tb.Helper()
-	f.Close()
-	if err := os.Remove(f.Name()); err != nil {
-		tb.Fatal(err)
-	}
 }

@@ -109,7 +109,7 @@ func FAT(dev Device, size int64, o Options) error {
 	// Boot sector, FSInfo, and a third sector of which nothing but its end is used.
 	start := make([]byte, 3*sector)
 	encode(start, binary.LittleEndian, &boot)
-	info := fatInfo{Lead: 0x41615252, Struct: 0x61417272, Free: clustersOf(boot) - 1, Next: fatRoot + 1, Trail: 0xAA550000}
+	info := fatInfo{Lead: 0x41615252, Struct: 0x61417272, Free: uint32(clustersOf(boot) - 1), Next: fatRoot + 1, Trail: 0xAA550000}
 	encode(start[fatInfoSector*sector:], binary.LittleEndian, &info)
 	for s := range 3 {
 		// Always at 510, however long the sector is.
@@ -184,12 +184,13 @@ func layFAT(size int64, o Options) (b fatBootSector, err error) {
 		Code:              [6]byte{0xCD, 0x18, 0xF4, 0xEB, 0xFD}, // int 18h: let the BIOS try the next; hlt
 	}
 	// The tables must have an entry for every cluster, and take room from the
-	// clusters: n of them need 4*(n+2) bytes in each table.
+	// clusters: n of them need 4*(n+2) bytes in each table. One more fits where
+	// the division leaves nearly a cluster.
 	room := (sectors - fatReserved) * sector
-	most := (room - fatCopies*4*fatRoot) / (cluster + fatCopies*4)
+	most := (max(room, 0)-fatCopies*4*fatRoot)/(cluster+fatCopies*4) + 1
 	b.SectorsPerFAT = uint32((4*(most+fatRoot) + sector - 1) / sector)
-	switch n := int64(clustersOf(b)); {
-	case sectors <= fatReserved || most < 0 || n < fatMinClusters:
+	switch n := clustersOf(b); {
+	case n < fatMinClusters:
 		return b, fmt.Errorf("FAT32 with sectors of %d bytes needs at least %d MiB: make the partition larger", sector, sector>>4+1)
 	case n > fatMaxClusters:
 		return b, fmt.Errorf("%d clusters are more than FAT32 can number: make the partition smaller, or use ext4", n)
@@ -198,8 +199,8 @@ func layFAT(size int64, o Options) (b fatBootSector, err error) {
 }
 
 // clustersOf returns how many clusters a laid out volume has.
-func clustersOf(b fatBootSector) uint32 {
-	return (b.Sectors - fatReserved - fatCopies*b.SectorsPerFAT) / uint32(b.SectorsPerCluster)
+func clustersOf(b fatBootSector) int64 {
+	return (int64(b.Sectors) - fatReserved - fatCopies*int64(b.SectorsPerFAT)) / int64(b.SectorsPerCluster)
 }
 
 // fatLabel returns a label as boot sector and root folder hold it. It is
