@@ -43,7 +43,9 @@ type Options struct {
 	// SectorSize is the device's logical sector in bytes, a power of two from
 	// 512 to 4096; 0 means 512. Only FAT's layout depends on it.
 	SectorSize int
-	// Time is when the file system was made; zero means now.
+	// Time is when the file system was made; zero means now. Never give a device
+	// the same UUID and time twice: with both the same, so is every byte, and an
+	// ext4 could take the last one's journal for its own after a power cut.
 	Time time.Time
 }
 
