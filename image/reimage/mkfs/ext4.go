@@ -219,31 +219,37 @@ type layout struct {
 // clear in the background (mount with noinit_itable to put that off), or for
 // nobody: group checksums tell what was never used.
 func Ext4(dev Device, size int64, o Options) error {
-	if size < ext4Min || size > ext4Max {
-		return fmt.Errorf("ext4 of %d bytes: use from 16 MiB to 64 TiB", size)
-	}
-	id, err := o.uuid()
+	e, err := newExt4(size, o)
 	if err != nil {
-		return fmt.Errorf("ext4: %w", err)
+		return err
 	}
-	label, err := o.label(16)
-	if err != nil {
-		return fmt.Errorf("ext4: %w", err)
-	}
-	l, err := layExt4(uint64(size))
-	if err != nil {
-		return fmt.Errorf("ext4 of %d bytes: %w", size, err)
-	}
-	e := &ext4{
-		layout: l, id: id, label: label, now: o.now(),
-		seed: crc32c(^uint32(0), id[:]), writer: writer{dev: dev},
-	}
+	e.dev = dev
 	e.clearEnds(size)
 	e.write()
 	if e.err != nil {
 		return fmt.Errorf("ext4: %w", e.err)
 	}
 	return nil
+}
+
+// newExt4 decides everything about a file system but the device.
+func newExt4(size int64, o Options) (*ext4, error) {
+	if size < ext4Min || size > ext4Max {
+		return nil, fmt.Errorf("ext4 of %d bytes: use from 16 MiB to 64 TiB", size)
+	}
+	id, err := o.uuid()
+	if err != nil {
+		return nil, fmt.Errorf("ext4: %w", err)
+	}
+	label, err := o.label(16)
+	if err != nil {
+		return nil, fmt.Errorf("ext4: %w", err)
+	}
+	l, err := layExt4(uint64(size))
+	if err != nil {
+		return nil, fmt.Errorf("ext4 of %d bytes: %w", size, err)
+	}
+	return &ext4{layout: l, id: id, label: label, now: o.now(), seed: crc32c(^uint32(0), id[:])}, nil
 }
 
 // layExt4 decides where everything goes in size bytes.

@@ -85,7 +85,7 @@ const fatVolumeLabel = 0x08
 func FAT(dev Device, size int64, o Options) error {
 	boot, err := layFAT(size, o)
 	if err != nil {
-		return fmt.Errorf("FAT volume of %d bytes: %w", size, err)
+		return err
 	}
 	sector := int(boot.BytesPerSector)
 	tables := (fatReserved + fatCopies*int64(boot.SectorsPerFAT)) * int64(sector)
@@ -133,6 +133,11 @@ func FAT(dev Device, size int64, o Options) error {
 
 // layFAT decides the layout: the boot sector says it all.
 func layFAT(size int64, o Options) (b fatBootSector, err error) {
+	defer func() {
+		if err != nil {
+			err = fmt.Errorf("FAT volume of %d bytes: %w", size, err)
+		}
+	}()
 	sector := int64(o.SectorSize)
 	if sector == 0 {
 		sector = 512

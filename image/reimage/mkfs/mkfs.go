@@ -17,7 +17,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"io/fs"
 	"log/slog"
 	"os"
 	"time"
@@ -89,50 +88,53 @@ func (o Options) label(most int) (padded [16]byte, err error) {
 // swap, part of an array) is refused. The logical sector size is the block
 // device's own; o.SectorSize counts for regular files only. A nil log means
 // silence.
-func Make(ctx context.Context, kind, device string, o Options, log *slog.Logger) (err error) {
+func Make(ctx context.Context, kind, device string, o Options, log *slog.Logger) error {
+	if kind == spec.None {
+		return nil
+	}
 	if log == nil {
 		log = slog.New(slog.DiscardHandler)
 	}
-	switch kind {
-	case spec.None:
-		return nil
-	case spec.XFS, spec.Btrfs:
-		return makeByProgram(ctx, "/usr/sbin", kind, device, o, log)
-	}
-	makers := map[string]func(Device, int64, Options) error{spec.Ext4: Ext4, spec.VFAT: FAT, spec.Swap: Swap}
-	maker, ok := makers[kind]
-	if !ok {
-		return fmt.Errorf("file system %q on %s is not one that can be made: use %s, %s, %s, %s, %s or %s",
-			kind, device, spec.Ext4, spec.VFAT, spec.Swap, spec.XFS, spec.Btrfs, spec.None)
-	}
-	// A device that is cut off while it is opened, written or closed gives an
-	// error that knows its path; those of the makers do not.
-	defer func() {
-		if pathError := new(fs.PathError); err != nil && !errors.As(err, &pathError) {
-			err = fmt.Errorf("%s: %w", device, err)
-		}
-	}()
-	f, size, sector, err := open(device)
-	if err != nil {
-		return fmt.Errorf("making %s: %w", kind, err)
-	}
-	defer func() { err = errors.Join(err, f.Close()) }()
-	if sector != 0 {
-		o.SectorSize = sector
-	}
 	start := time.Now()
-	if err := ctx.Err(); err != nil {
-		return err
-	}
-	if err := maker(f, size, o); err != nil {
-		return err
-	}
-	if err := f.Sync(); err != nil {
-		return fmt.Errorf("making %s: %w", kind, err)
+	size, err := makeOn(ctx, kind, device, o, log)
+	if err != nil {
+		return fmt.Errorf("making %s on %s: %w", kind, device, err)
 	}
 	log.Info("file system made", "kind", kind, "device", device, "size", spec.Size(size).String(),
 		"label", o.Label, "uuid", o.UUID, "took", time.Since(start).Round(time.Millisecond))
 	return nil
+}
+
+// makeOn does what Make promises, and returns the device's size in bytes.
+func makeOn(ctx context.Context, kind, device string, o Options, log *slog.Logger) (size int64, err error) {
+	f, size, sector, err := open(device)
+	if err != nil {
+		return 0, err
+	}
+	if sector != 0 {
+		o.SectorSize = sector
+	}
+	if err := errors.Join(ctx.Err(), Check(kind, size, o), Available(kind)); err != nil {
+		return 0, errors.Join(err, f.Close())
+	}
+	switch kind {
+	case spec.Ext4:
+		err = Ext4(f, size, o)
+	case spec.VFAT:
+		err = FAT(f, size, o)
+	case spec.Swap:
+		err = Swap(f, size, o)
+	default:
+		// The program wants the device for itself, and flushes it.
+		if err := f.Close(); err != nil {
+			return 0, err
+		}
+		return size, makeByProgram(ctx, kind, device, o, log)
+	}
+	if err == nil {
+		err = f.Sync()
+	}
+	return size, errors.Join(err, f.Close())
 }
 
 // open opens a device for writing, and returns its size in bytes and its
@@ -171,10 +173,67 @@ func open(device string) (f *os.File, size int64, sector int, err error) {
 	return f, size, sector, nil
 }
 
-// makeByProgram makes an xfs or btrfs file system by its own mkfs in folder.
-// Neither program discards the old blocks first: on some disks that takes minutes.
-func makeByProgram(ctx context.Context, folder, kind, device string, o Options, log *slog.Logger) error {
-	args := []string{folder + "/mkfs." + kind, "-f", "-q", "-K"}
+// Check says whether Make would refuse a kind of file system for its size in
+// bytes or its options: a plan can ask before anything is destroyed. It does no
+// I/O; whether this machine has what it takes, [Available] knows.
+func Check(kind string, size int64, o Options) (err error) {
+	switch kind {
+	case spec.None:
+		return nil
+	case spec.Ext4:
+		_, err = newExt4(size, o)
+		return err
+	case spec.VFAT:
+		_, err = layFAT(size, o)
+		return err
+	case spec.Swap:
+		if _, err = swapPage(size, o); err != nil {
+			err = fmt.Errorf("swap area of %d bytes: %w", size, err)
+		}
+		return err
+	case spec.XFS, spec.Btrfs:
+		// What mkfs.xfs and mkfs.btrfs of Debian 12 ask for.
+		least, label := int64(300<<20), 12
+		if kind == spec.Btrfs {
+			least, label = 114294784, 255
+		}
+		if size < least {
+			return fmt.Errorf("%s of %d bytes: it needs at least %s: make the partition larger, or use ext4", kind, size, spec.Size(least))
+		}
+		if len(o.Label) > label {
+			return fmt.Errorf("%s: label %q is longer than the %d bytes that there are: shorten it", kind, o.Label, label)
+		}
+		if _, err := o.uuid(); err != nil {
+			return fmt.Errorf("%s: %w", kind, err)
+		}
+		return nil
+	}
+	return fmt.Errorf("file system %q is not one that can be made: use %s, %s, %s, %s, %s or %s",
+		kind, spec.Ext4, spec.VFAT, spec.Swap, spec.XFS, spec.Btrfs, spec.None)
+}
+
+// Available says, by an error, that this machine lacks the program that makes a
+// kind of file system.
+func Available(kind string) error { return available(programs, kind) }
+
+// programs is the folder of mkfs.xfs and mkfs.btrfs.
+const programs = "/usr/sbin"
+
+func available(folder, kind string) error {
+	if kind != spec.XFS && kind != spec.Btrfs {
+		return nil
+	}
+	if _, err := os.Stat(folder + "/mkfs." + kind); err != nil {
+		return fmt.Errorf("this image does not carry mkfs.%s: write \"bundles: [%s]\" in the image configuration and build the image again, or use filesystem: %s (%w)",
+			kind, kind, spec.Ext4, err)
+	}
+	return nil
+}
+
+// makeByProgram makes an xfs or btrfs file system by its own mkfs. Neither
+// program discards the old blocks first: on some disks that takes minutes.
+func makeByProgram(ctx context.Context, kind, device string, o Options, log *slog.Logger) error {
+	args := []string{programs + "/mkfs." + kind, "-f", "-q", "-K"}
 	if kind == spec.XFS {
 		args = append(args, "-m", "uuid="+o.UUID)
 	} else {
@@ -182,16 +241,6 @@ func makeByProgram(ctx context.Context, folder, kind, device string, o Options, 
 	}
 	if o.Label != "" {
 		args = append(args, "-L", o.Label)
-	}
-	if _, err := o.uuid(); err != nil {
-		return fmt.Errorf("making %s on %s: %w", kind, device, err)
-	}
-	if _, err := os.Stat(device); err != nil {
-		return fmt.Errorf("making %s: %w", kind, err)
-	}
-	if _, err := os.Stat(args[0]); err != nil {
-		return fmt.Errorf("making %s on %s: this image does not carry mkfs.%s: write \"bundles: [%s]\" in the image configuration and build the image again, or use filesystem: %s (%w)",
-			kind, device, kind, kind, spec.Ext4, err)
 	}
 	return command.Command{Args: append(args, device), Log: log}.Run(ctx)
 }

@@ -261,7 +261,6 @@ func TestMakeRefuses(t *testing.T) {
 		"character device":    {ctx, spec.Swap, "/dev/null", named(spec.Swap), "neither a block device nor a regular file"},
 		"too small":           {ctx, spec.Ext4, small, named(spec.Ext4), "16 MiB"},
 		"unknown file system": {ctx, "ntfs", small, Options{}, "use ext4, vfat"},
-		"no UUID, btrfs":      {ctx, spec.Btrfs, small, Options{}, "36 characters"},
 		"stopped":             {ended, spec.Ext4, small, named(spec.Ext4), "canceled"},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -274,9 +273,54 @@ func TestMakeRefuses(t *testing.T) {
 	if _, err := os.Stat(missing); !errors.Is(err, os.ErrNotExist) {
 		t.Errorf("the missing device was made: %v", err)
 	}
-	err := makeByProgram(ctx, dir, spec.XFS, small, named(spec.XFS), slog.New(slog.DiscardHandler))
-	if err == nil || !strings.Contains(err.Error(), "bundles: [xfs]") {
+	if err := available(dir, spec.XFS); err == nil || !strings.Contains(err.Error(), "bundles: [xfs]") {
 		t.Errorf("without mkfs.xfs: %v; want the configuration that adds it", err)
+	}
+	if err := Available(spec.Btrfs); err != nil {
+		t.Errorf("%v: install the Debian package btrfs-progs", err)
+	}
+	if err := available(dir, spec.Ext4); err != nil {
+		t.Errorf("ext4 needs no program: %v", err)
+	}
+}
+
+// What Check lets pass can be made, and what it refuses cannot.
+func TestCheck(t *testing.T) {
+	t.Parallel()
+	for name, c := range map[string]struct {
+		kind string
+		size int64
+		o    Options
+		want string
+	}{
+		"ext4":              {spec.Ext4, 16 * mib, named(spec.Ext4), ""},
+		"small ext4":        {spec.Ext4, 16*mib - 1, named(spec.Ext4), "16 MiB"},
+		"vfat":              {spec.VFAT, 33 * mib, named(spec.VFAT), ""},
+		"small vfat":        {spec.VFAT, 32 * mib, named(spec.VFAT), "33 MiB"},
+		"swap":              {spec.Swap, 40960, named(spec.Swap), ""},
+		"small swap":        {spec.Swap, 40959, named(spec.Swap), "40 KiB"},
+		"xfs":               {spec.XFS, 300 * mib, named(spec.XFS), ""},
+		"small xfs":         {spec.XFS, 300*mib - 4096, named(spec.XFS), "larger"},
+		"xfs, long label":   {spec.XFS, gib, Options{UUID: testUUID, Label: "thirteen byte"}, "shorten"},
+		"btrfs":             {spec.Btrfs, 114294784, named(spec.Btrfs), ""},
+		"small btrfs":       {spec.Btrfs, 114294784 - 4096, named(spec.Btrfs), "larger"},
+		"btrfs, no UUID":    {spec.Btrfs, gib, Options{}, "36 characters"},
+		"nothing":           {spec.None, 0, Options{}, ""},
+		"unknown":           {"ntfs", gib, Options{}, "use ext4, vfat"},
+		"small, of nothing": {spec.Ext4, 0, named(spec.Ext4), "16 MiB"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			err := Check(c.kind, c.size, c.o)
+			if (err == nil) != (c.want == "") || err != nil && !strings.Contains(err.Error(), c.want) {
+				t.Errorf("Check = %v; want %q", err, c.want)
+			}
+			if err == nil {
+				f := sparse(t, c.size)
+				if err := Make(context.Background(), c.kind, f.Name(), c.o, nil); err != nil {
+					t.Errorf("Make = %v", err)
+				}
+			}
+		})
 	}
 }
 

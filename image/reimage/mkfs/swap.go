@@ -2,6 +2,7 @@ package mkfs
 
 import (
 	"encoding/binary"
+	"errors"
 	"fmt"
 )
 
@@ -20,23 +21,10 @@ type swapHeader struct {
 
 // Swap makes a swap area of size bytes, as mkswap does.
 func Swap(dev Device, size int64, o Options) error {
-	pages := size / pageSize
-	if pages < 10 || pages > 1<<32 {
-		return fmt.Errorf("swap area of %d bytes: use from 40 KiB to 16 TiB", size)
-	}
-	id, err := o.uuid()
+	page, err := swapPage(size, o)
 	if err != nil {
-		return fmt.Errorf("swap area: %w", err)
+		return fmt.Errorf("swap area of %d bytes: %w", size, err)
 	}
-	label, err := o.label(15)
-	if err != nil {
-		return fmt.Errorf("swap area: %w", err)
-	}
-	page := make([]byte, pageSize)
-	header := swapHeader{Version: 1, LastPage: uint32(pages - 1), UUID: id, Label: label}
-	encode(page[1024:], binary.LittleEndian, &header)
-	copy(page[pageSize-10:], "SWAPSPACE2")
-
 	w := &writer{dev: dev}
 	w.clearEnds(size)
 	w.at(0, "swap header", page)
@@ -44,4 +32,25 @@ func Swap(dev Device, size int64, o Options) error {
 		return fmt.Errorf("swap area: %w", w.err)
 	}
 	return nil
+}
+
+// swapPage returns the first page of a swap area.
+func swapPage(size int64, o Options) ([]byte, error) {
+	pages := size / pageSize
+	if pages < 10 || pages > 1<<32 {
+		return nil, errors.New("use from 40 KiB to 16 TiB")
+	}
+	id, err := o.uuid()
+	if err != nil {
+		return nil, err
+	}
+	label, err := o.label(15)
+	if err != nil {
+		return nil, err
+	}
+	page := make([]byte, pageSize)
+	header := swapHeader{Version: 1, LastPage: uint32(pages - 1), UUID: id, Label: label}
+	encode(page[1024:], binary.LittleEndian, &header)
+	copy(page[pageSize-10:], "SWAPSPACE2")
+	return page, nil
 }
