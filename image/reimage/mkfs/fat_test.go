@@ -107,7 +107,7 @@ func TestFATAtItsLimits(t *testing.T) {
 		size    int64
 		sectors uint32
 	}{
-		{2 * tib, 1<<32 - 1}, {tib, 1 << 31},
+		{2 * tib, 1<<32 - 1}, {200 * gib, 200 << 21},
 	} {
 		f := sparse(t, c.size)
 		if err := FAT(holes{f}, c.size, Options{UUID: testVolumeID, Label: "LARGE"}); err != nil {
