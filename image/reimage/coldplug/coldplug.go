@@ -92,10 +92,15 @@ func Insert(file, parameters string) error {
 		return err
 	}
 	defer f.Close()
-	if err := unix.FinitModule(int(f.Fd()), parameters, 0); err != nil && !errors.Is(err, unix.EEXIST) {
+	switch err := unix.FinitModule(int(f.Fd()), parameters, 0); {
+	case err == nil, errors.Is(err, unix.EEXIST):
+		return nil
+	case errors.Is(err, unix.ENOENT):
+		// What the kernel says for a symbol that nobody has.
+		return fmt.Errorf("a module that it needs is not loaded: %w", err)
+	default:
 		return err
 	}
-	return nil
 }
 
 // Load loads modules by name, with what they need, whatever the blacklist

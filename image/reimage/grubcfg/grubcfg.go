@@ -164,6 +164,9 @@ func (r *run) one(s statement) error {
 func (r *run) expand(w word) []string {
 	out, current, some := []string(nil), "", false
 	for _, p := range w {
+		if len(current) > longest {
+			break // which the caller refuses
+		}
 		text := p.text
 		if p.variable {
 			text = r.value(p.text)

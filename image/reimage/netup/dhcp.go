@@ -2,6 +2,7 @@ package netup
 
 import (
 	"context"
+	"crypto/rand"
 	"errors"
 	"fmt"
 	"net"
@@ -22,8 +23,28 @@ const (
 	lastWait  = 16 * time.Second
 )
 
+// gatherRandom has the kernel begin to make random numbers, and returns a
+// channel that is closed when it has them. The DHCP library asks for them
+// without waiting, again and again for two minutes; on a PC without RDRAND the
+// kernel has none yet, and begins to make them only when somebody waits
+// (drivers/char/random.c, try_to_generate_entropy), which takes about a second.
+func gatherRandom() <-chan struct{} {
+	ready := make(chan struct{})
+	go func() {
+		defer close(ready)
+		var seed [1]byte
+		_, _ = rand.Read(seed[:]) // it never fails
+	}()
+	return ready
+}
+
 // dhcp asks on each card that has a carrier in turn, until one gets a lease.
-func (o *Options) dhcp(ctx context.Context, cards []*card) (*Network, error) {
+func (o *Options) dhcp(ctx context.Context, cards []*card, random <-chan struct{}) (*Network, error) {
+	select {
+	case <-random:
+	case <-ctx.Done():
+		return nil, ctx.Err()
+	}
 	begin := time.Now()
 	ctx, cancel := context.WithTimeout(ctx, o.DHCP)
 	defer cancel()

@@ -103,6 +103,7 @@ func Up(ctx context.Context, o Options) (*Network, error) {
 	if o.ResolvConf == "" {
 		o.ResolvConf = "/etc/resolv.conf"
 	}
+	random := gatherRandom()
 	if err := linkUp("lo"); err != nil {
 		return nil, err
 	}
@@ -129,7 +130,7 @@ func Up(ctx context.Context, o Options) (*Network, error) {
 	if o.Static != nil {
 		n, err = o.static(cards)
 	} else {
-		n, err = o.dhcp(ctx, cards)
+		n, err = o.dhcp(ctx, cards, random)
 	}
 	if err != nil {
 		return nil, err
@@ -137,9 +138,28 @@ func Up(ctx context.Context, o Options) (*Network, error) {
 	if err := n.apply(o.ResolvConf); err != nil {
 		return nil, err
 	}
-	o.Log.Info("network is up", "card", n.Interface, "mac", n.MAC, "address", n.Address, "gateway", n.Gateway, "dns", fmt.Sprint(n.DNS),
-		"dhcp_server", n.Server, "next_server", n.NextServer, "lease", n.Lease)
+	o.Log.Info("network is up", n.attrs()...)
 	return n, nil
+}
+
+// attrs are what is worth a log line.
+func (n *Network) attrs() []any {
+	attrs := []any{"card", n.Interface, "mac", n.MAC, "address", n.Address}
+	for _, a := range []struct {
+		key   string
+		value netip.Addr
+	}{{"gateway", n.Gateway}, {"dhcp_server", n.Server}, {"next_server", n.NextServer}} {
+		if a.value.IsValid() {
+			attrs = append(attrs, a.key, a.value)
+		}
+	}
+	if len(n.DNS) > 0 {
+		attrs = append(attrs, "dns", fmt.Sprint(n.DNS))
+	}
+	if n.Lease > 0 {
+		attrs = append(attrs, "lease", n.Lease)
+	}
+	return attrs
 }
 
 // candidates returns the cards to try.
