@@ -27,7 +27,7 @@ import (
 type Index interface {
 	// Match returns the names of the modules that serve a modalias.
 	Match(modalias string) []string
-	// LoadOrder returns the files to load for a module, it being the last,
+	// LoadOrder returns the files to load for a module, itself among them,
 	// relative to the folder of the kernel's modules.
 	LoadOrder(name string) ([]string, error)
 	// Builtin says whether the kernel has the module in itself.
@@ -43,6 +43,9 @@ type Options struct {
 	Parameters map[string]string
 	// Blacklist names modules, with underscores, that devices do not load.
 	Blacklist []string
+	// Preload names modules that [Run] loads before it looks at devices: what
+	// the kernel would ask modprobe for.
+	Preload []string
 	// Sys is /sys; nil means the real one.
 	Sys fs.FS
 	// Insert loads a file; nil means [Insert].
@@ -129,10 +132,10 @@ func (l *Loader) load(name string) {
 		l.fail(name, err)
 		return
 	}
-	for i, file := range files {
-		// What a module only asks for softly may fail; what it needs will show
-		// as unknown symbols when it is loaded itself.
-		if err := l.insert(file); err != nil && i == len(files)-1 {
+	for _, file := range files {
+		// What a module only asks for softly, before or after it, may fail;
+		// what it needs will show as unknown symbols when it is loaded itself.
+		if err := l.insert(file); err != nil && moduleName(file) == strings.ReplaceAll(name, "-", "_") {
 			l.fail(name, err)
 		}
 	}
@@ -283,6 +286,33 @@ func (l *Loader) modaliases() []string {
 		}
 	}
 	return slices.Concat(append(found, others)...)
+}
+
+// Run loads what is there, and waits for what ready asks for, for at most that
+// long: that it did not come is for the caller to see, and no error. Then it
+// goes on serving devices that appear, in the background, until ctx ends.
+func Run(ctx context.Context, o Options, patience time.Duration, ready func() bool) (*Loader, error) {
+	events, err := Listen()
+	if err != nil {
+		return nil, err
+	}
+	l := New(o)
+	l.Load(ctx, o.Preload...)
+	limited, cancel := context.WithTimeout(ctx, patience)
+	defer cancel()
+	if err := l.Wait(limited, events, ready); err != nil && limited.Err() == nil {
+		return nil, errors.Join(err, events.Close())
+	}
+	if err := ctx.Err(); err != nil {
+		return nil, errors.Join(err, events.Close())
+	}
+	go func() {
+		defer events.Close()
+		if err := l.Wait(ctx, events, func() bool { return false }); ctx.Err() == nil {
+			o.Log.Warn("devices that appear from now on get no driver", "error", err)
+		}
+	}()
+	return l, nil
 }
 
 // lookAgain is how often a condition is looked at when no uevent comes: not

@@ -190,6 +190,38 @@ func TestEachFileIsLoadedOnceAndWaitedFor(t *testing.T) {
 	}
 }
 
+// TestRun wants what is there loaded, what never comes not waited for beyond
+// the limit, and what comes later served all the same.
+func TestRun(t *testing.T) {
+	p, o, _ := newPC(t)
+	inserted := make(chan string, 10)
+	o.Index = index{alias: map[string][]string{"pci:a": {"a"}, "pci:b": {"b"}}, depends: map[string][]string{"pre": nil, "a": nil, "b": nil}}
+	o.Preload = []string{"pre"}
+	o.Insert = func(file, _ string) error { inserted <- filepath.Base(file); return nil }
+	p.device("pci", "a", "pci:a")
+	ctx, cancel := context.WithCancel(context.Background())
+	defer cancel()
+	if _, err := Run(ctx, o, 50*time.Millisecond, func() bool { return false }); err != nil {
+		t.Fatal(err)
+	}
+	if one, two := <-inserted, <-inserted; one != "pre.ko" || two != "a.ko" {
+		t.Errorf("loaded %s, %s", one, two)
+	}
+	p.device("pci", "b", "pci:b")
+	select {
+	case got := <-inserted:
+		if got != "b.ko" {
+			t.Errorf("loaded %s", got)
+		}
+	case <-time.After(20 * time.Second):
+		t.Error("a device that came later was not served")
+	}
+	cancel()
+	if _, err := Run(ctx, o, time.Second, func() bool { return true }); !errors.Is(err, context.Canceled) {
+		t.Errorf("Run after ^C = %v", err)
+	}
+}
+
 func TestParse(t *testing.T) {
 	e, err := parse([]byte("add@/devices/virtio0\x00ACTION=add\x00MODALIAS=virtio:d1\x00EMPTY=\x00odd\x00"))
 	want := Uevent{Action: "add", Path: "/devices/virtio0", Values: map[string]string{"ACTION": "add", "MODALIAS": "virtio:d1", "EMPTY": ""}}
