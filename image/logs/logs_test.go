@@ -314,6 +314,21 @@ func TestScreen(t *testing.T) {
 	})
 }
 
+func TestFlush(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var good closer
+		bad := &stuck{release: make(chan struct{})}
+		s := NewScreen([]*Console{NewConsole("tty0", true, &good), NewConsole("ttyS0", false, bad)})
+		_, _ = s.Write([]byte("last words\n"))
+		begin := time.Now()
+		s.Flush(2 * time.Second)
+		if took := time.Since(begin); good.String() != "last words\n" || took < 2*time.Second || took > 3*time.Second {
+			t.Errorf("after %v the screen shows %q", took, good.String())
+		}
+		s.Close(0)
+	})
+}
+
 func TestWrap(t *testing.T) {
 	if got, want := wrap("one two three", 7, "  "), "  one two\n  three\n"; got != want {
 		t.Errorf("wrap = %q; want %q", got, want)

@@ -156,6 +156,20 @@ func (s *Screen) dropBar() {
 	}
 }
 
+// Flush waits, at most that long, until every console has taken what was shown:
+// what still waits is lost when the PC restarts.
+func (s *Screen) Flush(wait time.Duration) {
+	s.mu.Lock()
+	consoles := s.consoles
+	s.mu.Unlock()
+	deadline := s.now().Add(wait)
+	for _, c := range consoles {
+		for !c.idle() && s.now().Before(deadline) {
+			time.Sleep(10 * time.Millisecond)
+		}
+	}
+}
+
 // Close shows what is left, waiting at most that long for slow consoles, and
 // gives the consoles up.
 func (s *Screen) Close(wait time.Duration) {
