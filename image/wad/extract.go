@@ -8,6 +8,7 @@ import (
 	"io"
 	"log/slog"
 	"os"
+	"runtime"
 	"strings"
 	"sync"
 	"time"
@@ -307,13 +308,11 @@ type writers struct {
 	slabs  slabs
 }
 
-// defaultWorkers was as fast as any number measured on ext4: more contend for
-// the journal.
-const defaultWorkers = 2
-
 func startWriters(ctx context.Context, cancel context.CancelCauseFunc, workers int, limit spec.Size) *writers {
 	if workers <= 0 {
-		workers = defaultWorkers
+		// On two cores two beat one and three; ext4's journal and its folders'
+		// locks keep many more from being of use.
+		workers = min(max(2, runtime.GOMAXPROCS(0)), 4)
 	}
 	if limit == 0 {
 		limit = 64 * spec.MiB
