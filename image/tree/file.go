@@ -16,13 +16,14 @@ const holeBlock = 4096
 // content is written in one go, from any one goroutine: Create, then Write or
 // Hole as often as needed, then Close. Abandon instead of any of these gives up.
 type File struct {
-	w     *Writer
-	at    name
-	e     *Entry
-	done  chan struct{}
-	fd    int
-	size  int64
-	holey bool // the end may not have been written
+	w      *Writer
+	at     name
+	e      *Entry
+	number uint64        // from 1, in the order of the archive
+	done   chan struct{} // closed when the file is whole or given up
+	fd     int
+	size   int64
+	holey  bool // the end may not have been written
 }
 
 // Begin takes the name of a file. Every File must see Close or Abandon, or
@@ -34,8 +35,9 @@ func (w *Writer) Begin(e *Entry) (*File, error) {
 	if err != nil {
 		return nil, err
 	}
-	f := &File{w: w, at: at, e: e, done: make(chan struct{}), fd: -1}
-	w.writing[at] = f.done
+	w.begun++
+	f := &File{w: w, at: at, e: e, number: w.begun, done: make(chan struct{}), fd: -1}
+	w.writing[at] = f
 	return f, nil
 }
 
@@ -54,7 +56,7 @@ func (f *File) Create() error {
 	f.w.mu.Lock()
 	defer f.w.mu.Unlock()
 	if errors.Is(err, unix.EEXIST) {
-		err = f.w.make(f.at, create)
+		err = f.w.make(f.at, f.number-1, create)
 	}
 	if err != nil {
 		return err

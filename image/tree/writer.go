@@ -4,6 +4,8 @@ import (
 	"errors"
 	"fmt"
 	"hash/maphash"
+	"io/fs"
+	"maps"
 	"slices"
 	"strings"
 	"sync"
@@ -39,9 +41,9 @@ type Writer struct {
 	byPath  map[string]*folder
 	byInode map[inode]*folder
 	fat     map[uint64]bool // by device
-	// writing holds the files that are not whole yet; each channel is closed
-	// when its file is.
-	writing map[name]chan struct{}
+	// writing holds the files that are not whole yet, begun how many.
+	writing map[name]*File
+	begun   uint64
 	// made holds hashes of the names that this Writer made: eight bytes for
 	// each, because there may be a million.
 	made map[uint64]struct{}
@@ -63,7 +65,7 @@ func NewWriter(root string, replace bool) (*Writer, error) {
 	return &Writer{
 		root: fd, replace: replace,
 		byPath: map[string]*folder{}, byInode: map[inode]*folder{}, fat: map[uint64]bool{},
-		writing: map[name]chan struct{}{}, made: map[uint64]struct{}{}, seed: maphash.MakeSeed(),
+		writing: map[name]*File{}, made: map[uint64]struct{}{}, seed: maphash.MakeSeed(),
 		pending: map[inode]*Entry{},
 	}, nil
 }
@@ -93,14 +95,18 @@ func (w *Writer) place(path string) (name, error) {
 // await waits, without mu, until no file of this name is under way.
 func (w *Writer) await(at name) {
 	for {
-		done := w.writing[at]
-		if done == nil {
+		f := w.writing[at]
+		if f == nil {
 			return
 		}
-		w.mu.Unlock()
-		<-done
-		w.mu.Lock()
+		w.awaitFile(f)
 	}
+}
+
+func (w *Writer) awaitFile(f *File) {
+	w.mu.Unlock()
+	<-f.done
+	w.mu.Lock()
 }
 
 func (w *Writer) hash(at name) uint64 {
@@ -112,11 +118,11 @@ func (w *Writer) hash(at name) uint64 {
 }
 
 // make runs create for a place, first removing what is there if the rules
-// allow. The caller holds mu.
-func (w *Writer) make(at name, create func() error) error {
+// allow, for an entry that comes after so many files. The caller holds mu.
+func (w *Writer) make(at name, after uint64, create func() error) error {
 	err := create()
 	if errors.Is(err, unix.EEXIST) {
-		if err = w.remove(at); err == nil {
+		if err = w.remove(at, after); err == nil {
 			err = create()
 		}
 	}
@@ -126,8 +132,8 @@ func (w *Writer) make(at name, create func() error) error {
 	return err
 }
 
-// remove makes room for an entry. The caller holds mu.
-func (w *Writer) remove(at name) error {
+// remove makes room for an entry that comes after so many files. The caller holds mu.
+func (w *Writer) remove(at name, after uint64) error {
 	if _, ours := w.made[w.hash(at)]; !ours && !w.replace {
 		return ErrExists
 	}
@@ -137,6 +143,13 @@ func (w *Writer) remove(at name) error {
 	}
 	switch st.Mode & unix.S_IFMT {
 	case unix.S_IFDIR:
+		// Whether it is empty is known when the files that come before are
+		// there. Later ones must not be waited for: they may be waiting for us.
+		for at, f := range maps.Clone(w.writing) {
+			if at.folder.inode == (inode{st.Dev, st.Ino}) && f.number <= after {
+				w.awaitFile(f)
+			}
+		}
 		if err := unix.Unlinkat(at.folder.fd, at.base, unix.AT_REMOVEDIR); err != nil {
 			return fmt.Errorf("replace the directory that is there: %w", err)
 		}
@@ -186,7 +199,7 @@ func (w *Writer) Directory(e *Entry) error {
 				return unix.Close(fd)
 			}
 		}
-		if err = w.make(at, create); err == nil {
+		if err = w.make(at, w.begun, create); err == nil {
 			err = w.disinherit(at, true)
 		}
 	}
@@ -237,7 +250,7 @@ func (w *Writer) node(e *Entry, create func(name) error) error {
 		return err
 	}
 	defer w.unuse(at.folder)
-	err = w.make(at, func() error { return create(at) })
+	err = w.make(at, w.begun, func() error { return create(at) })
 	switch {
 	case errors.Is(err, unix.EPERM) && at.folder.fat:
 		return fmt.Errorf("FAT cannot hold a %s: %w", e.Kind, err)
@@ -273,7 +286,7 @@ func (w *Writer) Link(path, target string) error {
 		if same, statErr := sameFile(from, at); statErr != nil || same {
 			return statErr
 		}
-		err = w.make(at, link)
+		err = w.make(at, w.begun, link)
 	}
 	switch {
 	case err == nil:
@@ -317,7 +330,8 @@ func (w *Writer) SetXattr(path, attr string, value []byte) error {
 }
 
 // Finish gives the directories their metadata, the deepest first so that none
-// is closed to us before what is in it is done. All files must be closed.
+// is closed to us before what is in it is done. All files must be closed. Its
+// error is a [*fs.PathError] with the directory's path as the entry had it.
 func (w *Writer) Finish() error {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -333,14 +347,15 @@ func (w *Writer) Finish() error {
 	slices.SortFunc(all, func(a, b directory) int { return strings.Compare(b.Path, a.Path) })
 	// "." sorts after every name that begins with a lower byte, yet it is the top.
 	if i := slices.IndexFunc(all, func(d directory) bool { return d.Path == "." }); i >= 0 {
-		all = append(slices.Delete(all, i, i+1), all[i])
+		top := all[i]
+		all = append(slices.Delete(all, i, i+1), top)
 	}
 	for _, d := range all {
 		if w.fat[d.dev] {
 			continue
 		}
 		if err := w.finish(d.inode, d.Entry); err != nil {
-			return fmt.Errorf("directory %q: %w", d.Path, err)
+			return &fs.PathError{Op: "finish directory", Path: d.Path, Err: err}
 		}
 	}
 	clear(w.pending)

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"log/slog"
 	"os"
 	"runtime"
@@ -260,7 +261,10 @@ func (x *extraction) file(r *tar.Reader, h *tar.Header, e *tree.Entry) error {
 // finish does what must wait for the whole tree.
 func (x *extraction) finish(path string) error {
 	if err := x.tree.Finish(); err != nil {
-		return fmt.Errorf("wad: %w", err)
+		if directory := (*fs.PathError)(nil); errors.As(err, &directory) {
+			return &EntryError{directory.Path, directory.Err}
+		}
+		return err
 	}
 	if len(x.late) == 0 {
 		return nil
