@@ -120,7 +120,7 @@ func (x *extraction) unreadable(err error) error {
 	if errors.Is(err, io.ErrUnexpectedEOF) {
 		return fmt.Errorf("the wad is cut short after %d entries: %w", x.stats.Entries, err)
 	}
-	if x.stats.Entries == 0 {
+	if x.stats.Entries == 0 && errors.Is(err, tar.ErrHeader) {
 		return fmt.Errorf("this is no wad, neither plain nor compressed: %w", err)
 	}
 	return fmt.Errorf("the wad is damaged after %d entries: %w", x.stats.Entries, err)
