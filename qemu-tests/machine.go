@@ -194,6 +194,13 @@ func (vm *VM) Wait(ctx context.Context) error {
 // Reset presses the reset button: the PC starts over with what is on its disks.
 func (vm *VM) Reset() error { return vm.control("system_reset") }
 
+// Pause stops the PC's processors, so that its disks can be looked at between
+// two instructions.
+func (vm *VM) Pause() error { return vm.control("stop") }
+
+// Continue lets a paused PC go on.
+func (vm *VM) Continue() error { return vm.control("cont") }
+
 // control has the emulator do one thing, by QMP (qemu/docs/interop/qmp-spec).
 func (vm *VM) control(name string) error {
 	conn, err := net.DialTimeout("unix", vm.socket, 5*time.Second)
