@@ -1,0 +1,239 @@
+package qemutests
+
+import (
+	"encoding/json"
+	"math/rand/v2"
+	"os"
+	"path/filepath"
+	"regexp"
+	"testing"
+	"time"
+
+	"reassure/image/spec"
+)
+
+// smallProfile lays down the small wad, and gives up at the first failure.
+const smallProfile = `
+description: the small wad, for tests
+table: mbr
+partitions:
+  - {name: root, size: rest, filesystem: ext4, label: root, mount: /, bootable: true}
+wads:
+  - {file: small.tar.zst}
+templates:
+  - {path: /etc/hostname, source: site/hostname}
+  - {path: /etc/fstab, source: site/fstab}
+  - {path: /etc/network/interfaces, source: site/interfaces}
+system:
+  authorized_keys: ["{{KEY}}"]
+steps:
+  - name: SSH keys
+    ssh_keys: {host: [ed25519]}
+  - name: boot loader
+    boot_loader: {kind: grub, command_line: "console=tty0 console=ttyS0,115200"}
+on_failure: {retries: 0, then: poweroff}
+`
+
+// smallFiles are the files of a site whose one PC gets the small wad.
+func smallFiles(profile string) map[string]string {
+	return map[string]string{
+		"profiles/small.yaml":     profile,
+		"templates/site/hostname": "exp01\n",
+		"templates/site/fstab":    "UUID=" + spec.Token(spec.TokenUUID, "root") + " / ext4 defaults 0 1\n",
+		"templates/site/interfaces": "auto lo\niface lo inet loopback\n\nauto eth0\niface eth0 inet static\n" +
+			"\taddress " + Address + "\n\tnetmask 255.255.255.0\n\tgateway " + Server + "\n",
+	}
+}
+
+func smallLab(t *testing.T, profile string) *labT {
+	t.Helper()
+	return newLab(t, Setup{
+		Profile: "small",
+		Files:   smallFiles(profile),
+		Wads:    map[string]string{"small.tar.zst": wad(t, "small", "small.tar.zst")},
+	})
+}
+
+// previous fills a disk as a system before this one left it: boot code, a table,
+// and data all over the place.
+func previous(f *os.File) error {
+	random := rand.NewChaCha8([32]byte{1})
+	info, err := f.Stat()
+	if err != nil {
+		return err
+	}
+	block := make([]byte, 4096)
+	for at := int64(0); at < info.Size(); at += info.Size() / 64 / 4096 * 4096 {
+		if _, err := random.Read(block); err != nil {
+			return err
+		}
+		if at == 0 { // an MBR with one partition of type 83 from sector 2048 on
+			clear(block[446:510])
+			copy(block[446:], []byte{0x80, 0xfe, 0xff, 0xff, 0x83, 0xfe, 0xff, 0xff, 0, 8, 0, 0, 0, 0, 0x10, 0})
+			copy(block[510:], []byte{0x55, 0xaa})
+		}
+		if _, err := f.WriteAt(block, at); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// TestRefusals has things be wrong, one at a time. Whatever is wrong before the
+// first write leaves every disk as it was; whatever is wrong after it leaves no
+// disk that boots.
+func TestRefusals(t *testing.T) {
+	t.Parallel()
+	one := func() []*Disk { return []*Disk{{Size: 2 * spec.GiB, Fill: previous}} }
+	const manifest = "manifests/01-52-54-00-12-34-56.json"
+	tests := []struct {
+		name    string
+		disks   []*Disk
+		profile func(string) string
+		spoil   func(t *testing.T, l *labT)
+		reason  string // what the message must say
+		written bool   // the fault shows only after the first write
+	}{
+		{name: "no disk", reason: `(?i)no .*disk`},
+		{
+			name:   "two disks",
+			disks:  []*Disk{{Size: 2 * spec.GiB, Fill: previous, Serial: "FIRST"}, {Size: 3 * spec.GiB, Fill: previous, Serial: "SECOND"}},
+			reason: `/dev/vda.*FIRST|FIRST`,
+		},
+		{
+			name:   "a USB stick alone",
+			disks:  []*Disk{{Size: 2 * spec.GiB, Fill: previous, Bus: "usb"}},
+			reason: `(?i)disk`,
+		},
+		{
+			name: "disk too small", disks: one(),
+			profile: func(p string) string {
+				return regexp.MustCompile(`size: rest, filesystem`).ReplaceAllString(p, "size: 64GiB, filesystem")
+			},
+			reason: `(?i)64.*GiB|too small`,
+		},
+		{
+			name: "no manifest", disks: one(),
+			spoil:  func(_ *testing.T, l *labT) { l.Web.Break(Fault{Suffix: manifest, Status: 404}) },
+			reason: `manifest|404`,
+		},
+		{
+			name: "an error page for a manifest", disks: one(),
+			spoil: func(t *testing.T, l *labT) {
+				if err := os.WriteFile(filepath.Join(l.WWW, manifest), []byte("<html>It works!</html>\n"), 0o644); err != nil {
+					t.Fatal(err)
+				}
+			},
+			reason: `manifest|signature`,
+		},
+		{
+			name: "an altered manifest", disks: one(),
+			spoil: func(t *testing.T, l *labT) {
+				alter(t, filepath.Join(l.WWW, manifest), func(m map[string]any) { m["finish"] = "shell" })
+			},
+			reason: `(?i)sign`,
+		},
+		{
+			name: "altered wad", disks: one(), written: true,
+			spoil:  func(_ *testing.T, l *labT) { l.Web.Break(Fault{Suffix: ".tar.zst", FlipAt: 10_000_000}) },
+			reason: `(?i)small\.tar\.zst`,
+		},
+		{
+			name: "wad ends early", disks: one(), written: true,
+			spoil:  func(_ *testing.T, l *labT) { l.Web.Break(Fault{Suffix: ".tar.zst", CutAt: 10_000_000}) },
+			reason: `(?i)small\.tar\.zst`,
+		},
+		{
+			name: "no wad", disks: one(), written: true,
+			spoil:  func(_ *testing.T, l *labT) { l.Web.Break(Fault{Suffix: ".tar.zst", Status: 404}) },
+			reason: `404`,
+		},
+		{
+			name: "a step fails", disks: one(), written: true,
+			profile: func(p string) string {
+				return regexp.MustCompile(`(?m)^steps:\n`).ReplaceAllString(p, "steps:\n  - name: a step that fails\n    run: {command: [/bin/sh, -c, \"echo the reason >&2; exit 3\"]}\n")
+			},
+			reason: `a step that fails`,
+		},
+	}
+	for _, test := range tests {
+		t.Run(test.name, func(t *testing.T) {
+			t.Parallel()
+			profile := smallProfile
+			if test.profile != nil {
+				profile = test.profile(profile)
+			}
+			lab := smallLab(t, profile)
+			lab.publish()
+			if test.spoil != nil {
+				test.spoil(t, lab)
+			}
+			for i, d := range test.disks {
+				if err := d.Make(filepath.Join(lab.Dir, "disk"+string(rune('a'+i)))); err != nil {
+					t.Fatal(err)
+				}
+			}
+			var before []spec.Digest
+			for _, d := range test.disks {
+				before = append(before, sum(t, d))
+			}
+			lab.decide("remote")
+			pc := lab.powerOn(Machine{Disks: test.disks})
+			said := pc.expect(`(?m)REIMAGE FAILED: (.*)$`, 4*time.Minute)[1]
+			if !regexp.MustCompile(test.reason).MatchString(said) {
+				t.Errorf("the reason given is %q, want a match of %q", said, test.reason)
+			}
+			pc.off()
+			for i, d := range test.disks {
+				if !test.written && sum(t, d) != before[i] {
+					t.Errorf("disk %d was written to", i)
+				}
+				if test.written && sum(t, d) == before[i] {
+					t.Errorf("disk %d was not written to: this case shows nothing", i)
+				}
+				bootable(t, d, !test.written)
+			}
+		})
+	}
+}
+
+// alter changes a JSON file.
+func alter(t *testing.T, path string, change func(map[string]any)) {
+	t.Helper()
+	data, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var m map[string]any
+	if err := json.Unmarshal(data, &m); err != nil {
+		t.Fatal(err)
+	}
+	change(m)
+	if data, err = json.Marshal(m); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(path, data, 0o644); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// TestStickBesideDisk has a USB stick in the PC, which is never the target.
+func TestStickBesideDisk(t *testing.T) {
+	t.Parallel()
+	lab := smallLab(t, smallProfile)
+	lab.publish()
+	lab.decide("remote")
+	disk := &Disk{Size: 2 * spec.GiB, Fill: previous, Bus: "ata"}
+	stick := &Disk{Size: 1 * spec.GiB, Fill: previous, Bus: "usb"}
+	if err := stick.Make(filepath.Join(lab.Dir, "stick")); err != nil {
+		t.Fatal(err)
+	}
+	before := sum(t, stick)
+	pc := lab.powerOn(Machine{Disks: []*Disk{disk, stick}})
+	pc.expect(`REIMAGE DONE`, 4*time.Minute)
+	pc.off()
+	bootable(t, disk, true)
+	if sum(t, stick) != before {
+		t.Error("the stick was written to")
+	}
+}
