@@ -126,6 +126,37 @@ func address(a netip.Addr) string {
 	return a.String()
 }
 
+// Mounts returns the partitions that are mounted, each after those that its
+// mount point is on.
+func (h *Host) Mounts() []spec.Partition {
+	mounts := slices.DeleteFunc(slices.Clone(h.Partitions), func(p spec.Partition) bool { return p.Mount == "" })
+	slices.SortFunc(mounts, func(a, b spec.Partition) int { return strings.Compare(a.Mount, b.Mount) })
+	return mounts
+}
+
+// Card is a network card of a host, for DHCP servers that know no hosts.
+type Card struct {
+	Peer
+	MAC string
+	ID  string // unique in the lab; the host's name, or exp01_2 for its second card
+}
+
+// Cards returns the cards of all hosts.
+func (l *Lab) Cards() []Card {
+	var cards []Card
+	for _, h := range l.Hosts {
+		for i, mac := range h.MACs {
+			c := Card{Peer: h, MAC: mac, ID: h.Name}
+			if i > 0 {
+				// No host's name has an underscore.
+				c.ID = fmt.Sprintf("%s_%d", h.Name, i+1)
+			}
+			cards = append(cards, c)
+		}
+	}
+	return cards
+}
+
 // Text renders the template text, named name in errors, for one host.
 func (h *Host) Text(name, text string) (string, error) {
 	funcs := functions()
@@ -187,7 +218,7 @@ func functions() template.FuncMap {
 			}
 			return fmt.Sprintf("%s/%d", ip, p.Bits()), nil
 		},
-		"fqdn":  func(name, domain string) string { return strings.TrimSuffix(name+"."+domain, ".") },
+		"fqdn":  FQDN,
 		"upper": strings.ToUpper, "lower": strings.ToLower, "trim": strings.TrimSpace,
 		"join": strings.Join, "split": strings.Split, "replace": strings.ReplaceAll,
 		"json": func(v any) (string, error) {
@@ -216,6 +247,9 @@ func lastOf(p netip.Prefix, mask bool) string {
 	a, _ := netip.AddrFromSlice(raw)
 	return a.String()
 }
+
+// FQDN joins a host's name and a domain, which may be empty.
+func FQDN(name, domain string) string { return strings.TrimSuffix(name+"."+domain, ".") }
 
 // Error is a template that cannot be rendered.
 type Error struct {
@@ -294,6 +328,11 @@ func fields(data any) []string {
 			continue
 		}
 		names = append(names, "."+f.Name)
+	}
+	for i := range reflect.TypeOf(data).NumMethod() {
+		if m := reflect.TypeOf(data).Method(i); m.Type.NumIn() == 1 {
+			names = append(names, "."+m.Name)
+		}
 	}
 	slices.Sort(names)
 	return names

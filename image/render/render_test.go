@@ -55,7 +55,7 @@ func TestHost(t *testing.T) {
 func TestErrors(t *testing.T) {
 	for _, c := range []struct{ in, want string }{
 		{"\n\n{{.Vars.room}}", `f:3: there is no variable room: set it in vars of the host, the site or the profile`},
-		{"{{.Nmae}}", "f:1: there is no .Nmae here: there are .Groups, .Hosts, .IP, .MAC, .MACs, .Name"},
+		{"{{.Nmae}}", "f:1: there is no .Nmae here: there are .Groups, .Hosts, .IP, .MAC, .MACs, .Mounts, .Name"},
 		{"\n{{.Site.Gatewy}}", "f:2: there is no .Gatewy here:"},
 		{"{{nmae}}", "f:1: there is no function nmae; a field begins with a dot"},
 		{"a\n{{uuid \"boot\"}}", `f:2: {{uuid "boot"}}: the profile has no partition "boot": it has root, raw`},
