@@ -195,6 +195,9 @@ func TestPublish(t *testing.T) {
 	// A web server that is nobody can read all of it.
 	for _, dir := range []string{l.out, filepath.Join(l.tftp, "pxelinux.cfg")} {
 		if err := filepath.WalkDir(dir, func(path string, e fs.DirEntry, err error) error {
+			if err != nil {
+				return err
+			}
 			info, err := os.Stat(path)
 			want := fs.FileMode(0o004)
 			if e.IsDir() {
