@@ -495,7 +495,11 @@ func TestWireHasTheLastWord(t *testing.T) {
 // out the same.
 func TestGoCorpus(t *testing.T) {
 	needRoot(t)
-	corpus, err := filepath.Glob(filepath.Join(runtime.GOROOT(), "src/archive/tar/testdata/*.tar*"))
+	goroot, err := exec.Command(tool(t, "go", "golang"), "env", "GOROOT").Output()
+	if err != nil {
+		t.Fatal(err)
+	}
+	corpus, err := filepath.Glob(filepath.Join(strings.TrimSpace(string(goroot)), "src/archive/tar/testdata/*.tar*"))
 	if err != nil || len(corpus) < 30 {
 		t.Fatalf("Go's sources are incomplete: %d archives, %v", len(corpus), err)
 	}
@@ -521,15 +525,20 @@ func TestGoCorpus(t *testing.T) {
 			}
 			defer f.Close()
 			_, err = Extract(ctx, f, tmp+"/ours", Options{})
+			entries, listErr := os.ReadDir(tmp)
+			if listErr != nil || len(entries) != 3 {
+				t.Errorf("beside the root: %v, %v", entries, listErr)
+			}
+			if reason, odd := known[name]; odd {
+				t.Logf("%v: %s", err, reason)
+				return
+			}
 			cmd := exec.Command("tar", "-xpf", "../wad", "--xattrs", "--xattrs-include=*", "--acls", "--numeric-owner")
 			cmd.Dir = tmp + "/theirs"
 			said, theirs := cmd.CombinedOutput()
 			t.Logf("ours: %v; tar: %v %s", err, theirs, said)
 			silent := theirs == nil && len(said) == 0
-			reason, odd := known[name]
 			switch {
-			case odd:
-				t.Log(reason)
 			case silent && err != nil:
 				t.Errorf("GNU tar takes it, we do not: %v", err)
 			case silent && strings.Contains(name, "sparse-big"):
@@ -537,10 +546,6 @@ func TestGoCorpus(t *testing.T) {
 			case silent:
 				compareSince(t, tmp+"/ours", tmp+"/theirs", start)
 				same++
-			}
-			entries, err := os.ReadDir(tmp)
-			if err != nil || len(entries) != 3 {
-				t.Errorf("beside the root: %v, %v", entries, err)
 			}
 		})
 	}
