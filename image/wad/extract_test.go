@@ -8,6 +8,8 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"net/http"
+	"net/http/httptest"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -21,6 +23,8 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"golang.org/x/sys/unix"
 
+	"reassure/image/fetch"
+	"reassure/image/spec"
 	"reassure/image/tree"
 )
 
@@ -459,6 +463,42 @@ ln z hard; cd `+tmp+`; tar -C `+source+` -cf tar .; gzip -k tar; bzip2 -k tar; x
 				}
 			})
 		}
+	}
+}
+
+// The whole way: a server, a verified stream, a tree. A wad whose digest is
+// wrong is refused though every byte of it could be extracted.
+func TestFetched(t *testing.T) {
+	noLeaks(t)
+	cmd := exec.Command("zstd", "-c")
+	cmd.Stdin = bytes.NewReader(pack(t, file("a", "x"), file("big", strings.Repeat("y", 3<<20))))
+	packed, err := cmd.Output()
+	if err != nil {
+		t.Fatal(err)
+	}
+	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		http.ServeContent(w, r, "", time.Time{}, bytes.NewReader(packed))
+	}))
+	t.Cleanup(server.Close)
+	for _, test := range []struct {
+		name   string
+		digest spec.Digest
+		ok     bool
+	}{{"right", spec.Sum(packed), true}, {"wrong", spec.Sum(nil), false}} {
+		t.Run(test.name, func(t *testing.T) {
+			stream, err := (&fetch.Client{}).Open(t.Context(), fetch.Source{
+				Name: "wad.tar.zst", URLs: []string{server.URL}, Size: spec.Size(len(packed)), SHA256: test.digest,
+			})
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer stream.Close()
+			_, err = Extract(t.Context(), stream, t.TempDir(), Options{})
+			var wrong *fetch.DigestError
+			if (err == nil) != test.ok || !test.ok && !errors.As(err, &wrong) {
+				t.Errorf("error: %v; want success: %v", err, test.ok)
+			}
+		})
 	}
 }
 

@@ -49,13 +49,18 @@ func (w *wire) failure() error {
 	return w.err
 }
 
+// refusal is an error of ours about data that need not be damaged.
+type refusal struct{ error }
+
+func (r refusal) Unwrap() error { return r.error }
+
 // decompressor finds out by its first bytes what r is.
 func decompressor(r *bufio.Reader) (plain io.Reader, format string, stop func(), err error) {
 	stop = func() {}
 	head, err := r.Peek(6)
 	if len(head) == 0 {
 		if err == io.EOF {
-			err = fmt.Errorf("the wad is empty: %w", io.ErrUnexpectedEOF)
+			err = refusal{fmt.Errorf("the wad is empty: %w", io.ErrUnexpectedEOF)}
 		}
 		return nil, "", stop, err
 	}
@@ -68,7 +73,7 @@ func decompressor(r *bufio.Reader) (plain io.Reader, format string, stop func(),
 	case has("\xfd7zXZ\x00"):
 		head, _ = r.Peek(64)
 		if size := xzDictionary(head); size > maxWindow {
-			return nil, "xz", stop, fmt.Errorf("its dictionary of %d MiB is too large for small PCs: at most %d MiB are accepted, so pack it with xz -9 or below", size>>20, maxWindow>>20)
+			return nil, "xz", stop, refusal{fmt.Errorf("the wad's xz dictionary of %d MiB is too large for small PCs: at most %d MiB are accepted, so pack it with xz -9 or below", size>>20, maxWindow>>20)}
 		}
 		plain, err = xz.NewReader(r)
 		return plain, "xz", stop, err
@@ -79,7 +84,7 @@ func decompressor(r *bufio.Reader) (plain io.Reader, format string, stop func(),
 		}
 		return d, "zstd", d.Close, nil
 	case has("\x04\x22\x4d\x18"), has("LZIP"), has("\x1f\x9d"), has("PK\x03\x04"), has("7z\xbc\xaf"), has("\x89LZO"):
-		return nil, "", stop, errors.New("the wad is compressed in a way that is not read here: compress it by zstd")
+		return nil, "", stop, refusal{errors.New("the wad is compressed in a way that is not read here: compress it by zstd")}
 	}
 	return r, "tar", stop, nil
 }
@@ -186,7 +191,10 @@ func conclude(w *wire, r *bufio.Reader, format string, err error) error {
 	if failure := w.failure(); failure != nil {
 		return failure // the cause; what the decompressor says is the effect
 	}
+	var refused refusal
 	switch {
+	case errors.As(err, &refused):
+		return err
 	case errors.Is(err, zstd.ErrWindowSizeExceeded):
 		return fmt.Errorf("decompress %s: %w: at most %d MiB are accepted, so pack it without --long above 27", format, err, maxWindow>>20)
 	case w.err == io.EOF && (errors.Is(err, io.ErrUnexpectedEOF) || errors.Is(err, io.EOF)):
