@@ -168,13 +168,19 @@ type OnFailure struct {
 	Retries *int `yaml:"retries" json:"retries,omitempty"`
 	// Pause is the first pause between tries; it doubles each time. 0 means 10s.
 	Pause Duration `yaml:"pause" json:"pause,omitempty"`
-	// Then comes after the last try: "hold" (the default: the reason stays on
-	// the console), "reboot", "poweroff" or "shell".
+	// Then comes after the last try: local, hold, reboot, poweroff or shell;
+	// empty means local.
 	Then string `yaml:"then" json:"then,omitempty"`
 }
 
-// Hold is OnFailure.Then's default: stay, with the reason on every console.
-const Hold = "hold"
+// What [OnFailure] may end in, besides "reboot", "poweroff" and "shell".
+const (
+	// Local goes on into the system on the disk when nothing has been written
+	// to it, and holds when something has or when there is none.
+	Local = "local"
+	// Hold stays, with the reason on every console.
+	Hold = "hold"
+)
 
 var (
 	namePattern     = regexp.MustCompile(`^[a-z0-9]([a-z0-9._-]*[a-z0-9])?$`)
@@ -215,6 +221,9 @@ func (p *Profile) Validate() Problems {
 	ps.under("", validateEnd(p.Finish, p.OnFailure))
 	return ps
 }
+
+// maxLabel is the most bytes that a file system's label has.
+var maxLabel = map[string]int{Ext4: 16, VFAT: 11, Swap: 15, XFS: 12, Btrfs: 255, None: 0}
 
 // validateLayout judges what profiles and manifests say of disks.
 func validateLayout(rule DiskRule, table Table, parts []Partition) Problems {
@@ -259,7 +268,7 @@ func validateLayout(rule DiskRule, table Table, parts []Partition) Problems {
 		percent += p.Size.Percent
 		oneOf(&ps, at+".filesystem", p.FileSystem, Ext4, VFAT, Swap, XFS, Btrfs, None)
 		oneOf(&ps, at+".type", p.Type, "", TypeLinux, TypeSwap, TypeESP, TypeBIOSBoot, TypeFAT)
-		if most := map[string]int{Ext4: 16, VFAT: 11, Swap: 15, XFS: 12, Btrfs: 255}[p.FileSystem]; len(p.Label) > most {
+		if most, ok := maxLabel[p.FileSystem]; ok && len(p.Label) > most {
 			ps.addf(at+".label", "%q is longer than the %d bytes that %s holds", p.Label, most, p.FileSystem)
 		}
 		if p.Label != "" {
@@ -311,7 +320,7 @@ func validateSystem(s System) Problems {
 func validateEnd(finish Finish, f OnFailure) Problems {
 	var ps Problems
 	oneOf(&ps, "finish", string(finish), "", string(Reboot), string(Kexec), string(PowerOff), string(Shell))
-	oneOf(&ps, "on_failure.then", f.Then, "", Hold, string(Reboot), string(PowerOff), string(Shell))
+	oneOf(&ps, "on_failure.then", f.Then, "", Local, Hold, string(Reboot), string(PowerOff), string(Shell))
 	if f.Retries != nil && (*f.Retries < 0 || *f.Retries > 100) {
 		ps.addf("on_failure.retries", "%d: write 0 to 100", *f.Retries)
 	}

@@ -63,6 +63,7 @@ func (ps *Problems) addf(path, format string, args ...any) {
 func (ps *Problems) under(path string, sub Problems) {
 	for _, p := range sub {
 		switch {
+		case path == "":
 		case p.Path == "":
 			p.Path = path
 		case strings.HasPrefix(p.Path, "["):

@@ -4,6 +4,7 @@ import (
 	"crypto/sha256"
 	"encoding/hex"
 	"fmt"
+	"io/fs"
 	"math"
 	"net"
 	"strconv"
@@ -245,3 +246,20 @@ func (m *Mode) UnmarshalText(text []byte) error {
 func (m Mode) MarshalText() ([]byte, error) { return []byte(m.String()), nil }
 
 func (m Mode) String() string { return fmt.Sprintf("%04o", uint32(m)) }
+
+// FileMode returns the mode as package os has it; 0 means 0644.
+func (m Mode) FileMode() fs.FileMode {
+	if m == 0 {
+		m = 0o644
+	}
+	mode := fs.FileMode(m & 0o777)
+	for _, bit := range []struct {
+		octal Mode
+		mode  fs.FileMode
+	}{{0o4000, fs.ModeSetuid}, {0o2000, fs.ModeSetgid}, {0o1000, fs.ModeSticky}} {
+		if m&bit.octal != 0 {
+			mode |= bit.mode
+		}
+	}
+	return mode
+}

@@ -1,0 +1,143 @@
+// Reimage reimages the PC that it runs on. It is the image's uinit: u-root's
+// init starts it, and nobody types its name.
+//
+// Synopsis:
+//
+//	/usr/lib/reassure/reimage
+//
+// Description:
+//
+//	It loads the drivers of what is present, brings up the network card that the
+//	PC booted from, fetches the PC's manifest, and then either leaves the disk
+//	alone, because its stamp says that it holds that software already, or wipes
+//	it and builds the system anew. See package reassure/image/reimage.
+//
+//	It ends in a reboot, in the installed system, or in a message that stays on
+//	every console. Only when the profile says so it ends in a shell.
+//
+// Kernel parameters:
+//
+//	Those of package reassure/image/reimage/cmdline: reassure.url and so on,
+//	and BOOTIF as pxelinux passes it.
+//
+// Files of the image:
+//
+//	/etc/reassure/image.json   what the image is
+//	/etc/reassure/keys/*.pub   whose manifests are trusted
+//	/etc/reassure/complete     the last file of the image
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"os"
+	"os/signal"
+	"syscall"
+	"time"
+
+	"reassure/image/logs"
+	"reassure/image/reimage"
+	"reassure/image/reimage/cmdline"
+	"reassure/image/reimage/mount"
+	"reassure/image/reimage/power"
+	"reassure/image/sign"
+	"reassure/image/spec"
+)
+
+func main() {
+	if err := run(context.Background()); err != nil {
+		fmt.Fprintln(os.Stderr, "reimage:", err)
+		os.Exit(1)
+	}
+}
+
+// run returns only to have u-root's init start a shell.
+func run(ctx context.Context) error {
+	// Somebody who leans on the keyboard must not end a reimage half-way.
+	signal.Ignore(syscall.SIGINT, syscall.SIGQUIT, syscall.SIGHUP, syscall.SIGTSTP)
+
+	text, err := os.ReadFile("/proc/cmdline")
+	if err != nil {
+		return err
+	}
+	options, warnings := cmdline.Parse(string(text))
+	consoles, err := logs.OpenConsoles("/")
+	if err != nil {
+		return err
+	}
+	screen := logs.NewScreen(consoles)
+	ring := logs.NewRing(100)
+	log := newLog(options.Debug, screen, ring)
+	for _, w := range warnings {
+		log.Warn(w.Error())
+	}
+
+	finish, err := reimageThis(ctx, options, screen, ring, log)
+	if err != nil {
+		log.Error("This PC waits for a person. Its reimage ended with:")
+		log.Error(err.Error())
+		log.Error("Mend the cause, then press Ctrl-Alt-Del or the power button to start again.")
+	}
+	for {
+		switch finish {
+		case spec.Shell:
+			screen.Close(time.Second)
+			return nil
+		case spec.PowerOff:
+			err = power.PowerOff()
+		case spec.Reboot:
+			err = power.Reboot()
+		default:
+			time.Sleep(time.Hour)
+			continue
+		}
+		log.Error("the kernel refused", "error", err)
+		finish = spec.Hold
+	}
+}
+
+// newLog returns a logger to every console, the kernel log, and the ring that
+// reports of failures are made of.
+func newLog(debug bool, screen *logs.Screen, ring *logs.Ring) *slog.Logger {
+	level := slog.LevelInfo
+	if debug {
+		level = slog.LevelDebug
+	}
+	options := logs.Options{Level: level, Since: logs.Uptime}
+	handlers := []slog.Handler{logs.NewHandler(screen, options), logs.NewHandler(ring, options)}
+	if kmsg, err := logs.OpenKmsg(); err == nil {
+		handlers = append(handlers, logs.NewKmsg(kmsg, level))
+	}
+	return slog.New(slog.NewMultiHandler(handlers...))
+}
+
+func reimageThis(ctx context.Context, options cmdline.Options, screen *logs.Screen, ring *logs.Ring, log *slog.Logger) (spec.Finish, error) {
+	text, err := os.ReadFile(spec.ImageInfo)
+	if err != nil {
+		return spec.Hold, fmt.Errorf("this is not a ReAssure image: %w", err)
+	}
+	var info spec.ImageInfoFile
+	if err := json.Unmarshal(text, &info); err != nil {
+		return spec.Hold, fmt.Errorf("%s: %w", spec.ImageInfo, err)
+	}
+	screen.Banner("ReAssure "+info.Version, fmt.Sprintf("kernel %s, %s image", info.Kernel, info.Flavour))
+	if err := reimage.CheckImage(info); err != nil {
+		return spec.Hold, err
+	}
+	if err := mount.Early(); err != nil {
+		return spec.Hold, err
+	}
+	keys, err := sign.LoadKeyring(os.DirFS(spec.ImageKeys))
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return spec.Hold, err
+	}
+	if options.Shell {
+		return spec.Shell, nil
+	}
+	r := reimage.Reimager{Options: options, Info: info, Keys: keys, Log: log, Screen: screen, Ring: ring}
+	return r.Run(ctx)
+}

@@ -1,0 +1,173 @@
+package image
+
+import (
+	"encoding/json"
+	"os/exec"
+	"path"
+	"slices"
+	"strings"
+	"testing"
+)
+
+// The floors of the house, from the ground up. A package may import those on
+// floors below its own and, on the shared floor, those to its left.
+var (
+	ground = []string{"image/spec", "templates"}
+	shared = []string{
+		"image/command", "image/conf", "image/sign", "image/fetch", "image/kmod", "image/tree", "image/wad",
+		"image/stamp", "image/render", "image/resolve", "image/bootfiles", "image/report", "image/logs",
+	}
+	wings = []string{"image/build", "image/reimage", "image/serve"}
+)
+
+// importers lists who may import a third-party module; all others may not.
+var importers = map[string][]string{
+	"github.com/u-root/mkuimage":     {"image/build"},
+	"github.com/u-root/u-root":       {"image/build", "image/reimage"},
+	"github.com/cavaliergopher/cpio": {"image/build", "cmds/mkimage"},
+	"github.com/diskfs/go-diskfs":    {"image/reimage/disk"},
+	"github.com/insomniacslk/dhcp":   {"image/reimage/netup", "image/serve"},
+	"github.com/vishvananda/netlink": {"image/reimage"},
+	"github.com/klauspost/compress":  {"image/wad", "image/kmod", "image/build"},
+	"github.com/klauspost/pgzip":     {"image/wad"},
+	"github.com/ulikunitz/xz":        {"image/wad", "image/kmod", "image/build"},
+	"github.com/spf13/cobra":         {"cmds/reassure"},
+	"go.yaml.in/yaml/v3":             {"image/conf"},
+	"github.com/google/renameio/v2":  {"image/build", "image/serve", "image/resolve", "image/sign", "cmds/mkimage", "cmds/reassure"},
+	"golang.org/x/crypto":            {"image/sign", "image/reimage"},
+	"golang.org/x/sync":              {"image", "cmds"},
+	"golang.org/x/sys":               {"image"},
+	"github.com/google/uuid":         {"image/reimage"},
+	"honnef.co/go/tools":             {},
+	"github.com/google/go-cmp":       {},
+	"github.com/u-root/gobusybox":    {"image/build"},
+	"github.com/u-root/uio":          {"image/build"},
+}
+
+type listed struct {
+	ImportPath string
+	Standard   bool
+	Imports    []string
+	Module     *struct{ Path string }
+}
+
+// TestImports holds the shape of the house: imports go down only, a wing
+// imports no other wing, and each library has few doors.
+func TestImports(t *testing.T) {
+	out, err := exec.Command("go", "list", "-deps", "-json=ImportPath,Standard,Imports,Module", "reassure/...").Output()
+	if err != nil {
+		t.Fatalf("go list: %v", err)
+	}
+	module := map[string]string{} // import path -> module
+	var ours []listed
+	for d := json.NewDecoder(strings.NewReader(string(out))); d.More(); {
+		var p listed
+		if err := d.Decode(&p); err != nil {
+			t.Fatal(err)
+		}
+		if p.Module != nil {
+			module[p.ImportPath] = p.Module.Path
+			if p.Module.Path == "reassure" {
+				ours = append(ours, p)
+			}
+		}
+	}
+	if len(ours) < 5 {
+		t.Fatalf("go list found %d packages of ours", len(ours))
+	}
+	for _, p := range ours {
+		from := strings.TrimPrefix(p.ImportPath, "reassure/")
+		for _, i := range p.Imports {
+			switch module[i] {
+			case "":
+				if i == "os/exec" && from != "image/command" && !strings.HasPrefix(from, "qemu-tests") {
+					t.Errorf("%s imports os/exec: external programs are run by image/command", from)
+				}
+			case "reassure":
+				to := strings.TrimPrefix(i, "reassure/")
+				if why := forbidden(from, to); why != "" {
+					t.Errorf("%s imports %s: %s", from, to, why)
+				}
+			default:
+				doors, known := importers[module[i]]
+				if !known {
+					t.Errorf("%s imports %s: the library %s is not in the list of this test", from, i, module[i])
+				} else if !strings.HasPrefix(from, "qemu-tests") && !slices.ContainsFunc(doors, func(d string) bool { return within(from, d) }) {
+					t.Errorf("%s imports %s: only %s may", from, i, strings.Join(doors, ", "))
+				}
+			}
+		}
+	}
+}
+
+// forbidden says why one package of ours may not import another, or "".
+func forbidden(from, to string) string {
+	if slices.Contains(ground, to) {
+		if from == to || (slices.Contains(ground, from) && from != to) {
+			return "the ground imports nothing of ours"
+		}
+		return ""
+	}
+	if slices.Contains(ground, from) {
+		return "the ground imports nothing of ours"
+	}
+	if path.Dir(from) == "cmds" || strings.HasPrefix(from, "qemu-tests") {
+		return ""
+	}
+	fromShared, toShared := slices.Index(shared, from), slices.Index(shared, to)
+	if fromShared >= 0 {
+		if toShared < 0 {
+			return "the shared floor does not import a wing"
+		}
+		if toShared > fromShared {
+			return "on the shared floor imports go to the left only: " + strings.Join(shared, " ")
+		}
+		return ""
+	}
+	fromWing, toWing := wing(from), wing(to)
+	switch {
+	case fromWing == "":
+		return "it is on no floor: add it to the list of this test"
+	case toWing != "" && toWing != fromWing:
+		return "a wing imports no other wing"
+	case toWing == "" && toShared < 0:
+		return to + " is on no floor: add it to the list of this test"
+	}
+	return ""
+}
+
+func wing(p string) string {
+	for _, w := range wings {
+		if within(p, w) {
+			return w
+		}
+	}
+	return ""
+}
+
+func within(p, folder string) bool { return p == folder || strings.HasPrefix(p, folder+"/") }
+
+// TestInitramfsIsLean holds what the programs of the initramfs may never carry:
+// YAML, templates (their use of reflection keeps all code alive), a command
+// line framework, and the other wings.
+func TestInitramfsIsLean(t *testing.T) {
+	for _, program := range []string{"reassure/cmds/reimage", "reassure/cmds/chroothelper"} {
+		out, err := exec.Command("go", "list", "-deps", program).Output()
+		if err != nil {
+			t.Fatalf("go list %s: %v", program, err)
+		}
+		deps := strings.Fields(string(out))
+		for _, never := range []string{"go.yaml.in/yaml/v3", "gopkg.in/yaml.v3", "text/template", "html/template", "github.com/spf13/cobra", "reassure/templates"} {
+			if slices.Contains(deps, never) {
+				t.Errorf("%s carries %s", program, never)
+			}
+		}
+		for _, d := range deps {
+			for _, w := range []string{"reassure/image/build", "reassure/image/serve"} {
+				if within(d, w) {
+					t.Errorf("%s carries %s", program, d)
+				}
+			}
+		}
+	}
+}

@@ -1,0 +1,235 @@
+package build
+
+import (
+	"bytes"
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"log/slog"
+	"os"
+	"path"
+	"path/filepath"
+	"slices"
+	"strings"
+
+	"github.com/cavaliergopher/cpio"
+	"github.com/google/renameio/v2"
+
+	"reassure/image/command"
+)
+
+// entry is one file, folder or link of a segment. Its mode does not follow the
+// build host's: files are 0644, or 0755 when they are to be run, folders 0755.
+type entry struct {
+	name       string // below /, without the leading slash
+	data       []byte
+	link       string // target, of a symbolic link
+	executable bool
+}
+
+// segment is one cpio archive of an initramfs. The kernel unpacks one after the
+// other; each is compressed by itself, and kept by what it holds.
+type segment struct {
+	name string
+	// identity says what is in it: what has the same identity has the same bytes.
+	identity string
+	// write makes the archive, uncompressed.
+	write func(ctx context.Context, w io.Writer) error
+}
+
+// writeEntries writes a cpio archive of the entries, sorted, with the folders
+// above them, without times or owners. An entry named by last comes last.
+func writeEntries(w io.Writer, entries []entry, last string) error {
+	c := cpio.NewWriter(w)
+	folders := map[string]bool{".": true}
+	slices.SortStableFunc(entries, func(a, b entry) int {
+		if (a.name == last) != (b.name == last) {
+			if a.name == last {
+				return 1
+			}
+			return -1
+		}
+		return strings.Compare(a.name, b.name)
+	})
+	var header func(h *cpio.Header) error
+	header = func(h *cpio.Header) error {
+		if parent := path.Dir(h.Name); !folders[parent] {
+			folders[parent] = true
+			if err := header(&cpio.Header{Name: parent, Mode: cpio.TypeDir | 0o755, Links: 2}); err != nil {
+				return err
+			}
+		}
+		return c.WriteHeader(h)
+	}
+	for i, e := range entries {
+		if i > 0 && entries[i-1].name == e.name {
+			return fmt.Errorf("two files are to be /%s in the image", e.name)
+		}
+		h := &cpio.Header{Name: e.name, Mode: cpio.TypeReg | 0o644, Links: 1, Size: int64(len(e.data))}
+		switch {
+		case e.link != "":
+			h.Mode, h.Linkname, h.Size = cpio.TypeSymlink|0o777, e.link, int64(len(e.link))
+		case e.executable:
+			h.Mode = cpio.TypeReg | 0o755
+		}
+		if err := header(h); err != nil {
+			return err
+		}
+		if e.link == "" {
+			if _, err := c.Write(e.data); err != nil {
+				return err
+			}
+		}
+	}
+	return c.Close()
+}
+
+// identityOf digests entries, for a segment's identity.
+func identityOf(entries []entry) string {
+	h := sha256.New()
+	for _, e := range entries {
+		fmt.Fprintf(h, "%q %q %v %x\n", e.name, e.link, e.executable, sha256.Sum256(e.data))
+	}
+	return hex.EncodeToString(h.Sum(nil))
+}
+
+// compressed is a segment in the cache.
+type compressed struct {
+	name     string
+	file     string // zstd
+	unpacked int64
+	packed   int64
+}
+
+// zstdLevel is the highest level whose window, 8 MiB, the kernel's decompressor
+// allows for (lib/decompress_unzstd.c).
+const zstdLevel = "-19"
+
+// compress makes a segment unless the cache has it.
+func (s *segment) compress(ctx context.Context, cache string, log *slog.Logger) (compressed, error) {
+	sum := sha256.Sum256([]byte("segment 1 zstd " + zstdLevel + " " + s.identity))
+	out := compressed{name: s.name, file: filepath.Join(cache, "segments", s.name+"-"+hex.EncodeToString(sum[:12])+".cpio.zst")}
+	sizeFile := strings.TrimSuffix(out.file, ".zst") + ".size"
+	if text, err := os.ReadFile(sizeFile); err == nil {
+		if info, err := os.Stat(out.file); err == nil {
+			if _, err := fmt.Sscan(string(text), &out.unpacked); err == nil {
+				out.packed = info.Size()
+				return out, nil
+			}
+		}
+	}
+	log.Info("making segment " + s.name)
+	if err := os.MkdirAll(filepath.Dir(out.file), 0o755); err != nil {
+		return out, err
+	}
+	work, err := os.MkdirTemp(filepath.Dir(out.file), "making")
+	if err != nil {
+		return out, err
+	}
+	defer os.RemoveAll(work)
+	plain := filepath.Join(work, "cpio")
+	f, err := os.Create(plain)
+	if err != nil {
+		return out, err
+	}
+	err = s.write(ctx, f)
+	if err == nil {
+		out.unpacked, err = f.Seek(0, io.SeekEnd)
+	}
+	if err := errors.Join(err, f.Close()); err != nil {
+		return out, fmt.Errorf("segment %s: %w", s.name, err)
+	}
+	packed := filepath.Join(work, "zst")
+	err = command.Command{Args: []string{"zstd", "--quiet", zstdLevel, "-T0", "--no-progress", plain, "-o", packed}, Log: log}.Run(ctx)
+	if err != nil {
+		return out, fmt.Errorf("segment %s (zstd is in the Debian package zstd): %w", s.name, err)
+	}
+	info, err := os.Stat(packed)
+	if err != nil {
+		return out, err
+	}
+	out.packed = info.Size()
+	if err := os.Rename(packed, out.file); err != nil {
+		return out, err
+	}
+	return out, renameio.WriteFile(sizeFile, fmt.Appendln(nil, out.unpacked), 0o644)
+}
+
+// normalise copies a cpio archive, giving every file a mode that does not
+// depend on the build host's umask.
+func normalise(w io.Writer, r io.Reader) error {
+	in, out := cpio.NewReader(r), cpio.NewWriter(w)
+	for {
+		h, err := in.Next()
+		if err == io.EOF {
+			return out.Close()
+		}
+		if err != nil {
+			return err
+		}
+		permissions := cpio.FileMode(0o644)
+		switch {
+		case h.Mode&^cpio.ModePerm == cpio.TypeDir, h.Mode&0o111 != 0:
+			permissions = 0o755
+		case h.Mode&^cpio.ModePerm == cpio.TypeSymlink:
+			permissions = 0o777
+		case h.Mode&^cpio.ModePerm == cpio.TypeChar:
+			permissions = h.Mode & cpio.ModePerm
+		}
+		h.Mode = h.Mode&^cpio.ModePerm | permissions
+		if err := out.WriteHeader(h); err != nil {
+			return err
+		}
+		if h.Linkname != "" {
+			continue
+		}
+		if _, err := io.Copy(out, in); err != nil {
+			return err
+		}
+	}
+}
+
+// readFolder reads files that match shell patterns below a folder.
+func readFolder(folder string, patterns []string, into string) (entries []entry, missing []string, err error) {
+	for _, p := range patterns {
+		names, err := filepath.Glob(filepath.Join(folder, p))
+		if err != nil {
+			return nil, nil, err
+		}
+		found := false
+		for _, n := range names {
+			info, err := os.Stat(n) // through links: Debian has many
+			if err != nil || !info.Mode().IsRegular() {
+				continue
+			}
+			data, err := os.ReadFile(n)
+			if err != nil {
+				return nil, nil, err
+			}
+			found = true
+			below, err := filepath.Rel(folder, n)
+			if err != nil {
+				return nil, nil, err
+			}
+			entries = append(entries, entry{name: path.Join(into, filepath.ToSlash(below)), data: data})
+		}
+		if !found {
+			missing = append(missing, p)
+		}
+	}
+	slices.SortFunc(entries, func(a, b entry) int { return strings.Compare(a.name, b.name) })
+	return slices.CompactFunc(entries, func(a, b entry) bool { return a.name == b.name && bytes.Equal(a.data, b.data) }), missing, nil
+}
+
+// readEntry reads one file of the host.
+func readEntry(name, file string, executable bool) (entry, error) {
+	data, err := os.ReadFile(file)
+	if errors.Is(err, fs.ErrNotExist) {
+		return entry{}, fmt.Errorf("%s, which is to be /%s in the image, is not there", file, name)
+	}
+	return entry{name: name, data: data, executable: executable}, err
+}

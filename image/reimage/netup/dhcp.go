@@ -1,0 +1,202 @@
+package netup
+
+import (
+	"context"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"strings"
+	"time"
+
+	"github.com/insomniacslk/dhcp/dhcpv4"
+	"github.com/insomniacslk/dhcp/dhcpv4/nclient4"
+
+	"reassure/image/spec"
+)
+
+// Waits for an answer grow from the first to the last, so that a server that
+// is there is found at once, and one that starts is not flooded by a whole lab.
+const (
+	firstWait = 2 * time.Second
+	lastWait  = 16 * time.Second
+)
+
+// gatherRandom has the kernel begin to make random numbers, and returns a
+// channel that is closed when it has them. The DHCP library asks for them
+// without waiting, again and again for two minutes; on a PC without RDRAND the
+// kernel has none yet, and begins to make them only when somebody waits
+// (drivers/char/random.c, try_to_generate_entropy), which takes about a second.
+func gatherRandom() <-chan struct{} {
+	ready := make(chan struct{})
+	go func() {
+		defer close(ready)
+		var seed [1]byte
+		_, _ = rand.Read(seed[:]) // it never fails
+	}()
+	return ready
+}
+
+// dhcp asks on each card that has a carrier in turn, until one gets a lease.
+func (o *Options) dhcp(ctx context.Context, cards []*card, random <-chan struct{}) (*Network, error) {
+	select {
+	case <-random:
+	case <-ctx.Done():
+		return nil, ctx.Err()
+	}
+	begin := time.Now()
+	ctx, cancel := context.WithTimeout(ctx, o.DHCP)
+	defer cancel()
+	for wait := firstWait; ; wait = min(2*wait, lastWait) {
+		round := time.NewTimer(time.Second)
+		for _, c := range cards {
+			if !c.carrier || ctx.Err() != nil {
+				continue
+			}
+			n, err := o.ask(ctx, c, wait)
+			if err == nil {
+				return n, nil
+			}
+			c.lastErr = err
+			o.Log.Info("no DHCP lease yet", "card", c.String(), "requests", c.requests, "error", err)
+		}
+		// An error that comes at once (a NAK, a card that is going down) must
+		// not become a flood.
+		select {
+		case <-round.C:
+		case <-ctx.Done():
+		}
+		if ctx.Err() != nil {
+			return nil, noLease(cards, time.Since(begin), ctx.Err())
+		}
+		if !look(cards) {
+			if err := o.awaitCarrier(ctx, cards, o.Carrier); err != nil {
+				return nil, err
+			}
+		}
+	}
+}
+
+func noLease(cards []*card, took time.Duration, cause error) error {
+	var tried []string
+	for _, c := range cards {
+		switch {
+		case !c.carrier && c.requests == 0:
+			tried = append(tried, c.String()+" has no carrier")
+		default:
+			tried = append(tried, fmt.Sprintf("%v: %d requests, the last: %v", c, c.requests, c.lastErr))
+		}
+	}
+	return fmt.Errorf("no DHCP lease after %v: %s: check that the DHCP server knows the card and that the switch port is on its network, or give an address by reassure.static: %w",
+		took.Round(time.Second), strings.Join(tried, "; "), cause)
+}
+
+var errNoAnswer = errors.New("no answer")
+
+// ask does one exchange of four messages.
+func (o *Options) ask(ctx context.Context, c *card, wait time.Duration) (*Network, error) {
+	name, err := o.tagged(c)
+	if err != nil {
+		return nil, err
+	}
+	c.requests++
+	begin := time.Now()
+	client, err := nclient4.New(name, nclient4.WithTimeout(wait), nclient4.WithRetry(1), nclient4.WithHWAddr(c.mac[:]))
+	if err != nil {
+		return nil, fmt.Errorf("DHCP on %s: %w", name, err)
+	}
+	defer client.Close()
+	lease, err := client.Request(ctx, dhcpv4.WithRequestedOptions(
+		dhcpv4.OptionSubnetMask, dhcpv4.OptionRouter, dhcpv4.OptionDomainNameServer, dhcpv4.OptionDomainName, dhcpv4.OptionInterfaceMTU,
+		dhcpv4.OptionNTPServers, dhcpv4.OptionTFTPServerName, dhcpv4.OptionBootfileName, dhcpv4.OptionClasslessStaticRoute,
+	))
+	if errors.Is(err, nclient4.ErrNoResponse) || (err != nil && ctx.Err() != nil) {
+		return nil, fmt.Errorf("%w in %v", errNoAnswer, time.Since(begin).Round(time.Second))
+	}
+	if err != nil {
+		return nil, fmt.Errorf("DHCP on %s: %w", name, err)
+	}
+	return fromACK(name, c.mac, lease.ACK)
+}
+
+// fromACK reads what a DHCP server gave (RFC 2131, 2132, 3442).
+func fromACK(name string, mac spec.MAC, ack *dhcpv4.DHCPv4) (*Network, error) {
+	n := &Network{Interface: name, MAC: mac}
+	ip, ok := netip.AddrFromSlice(ack.YourIPAddr.To4())
+	if !ok || ip.IsUnspecified() {
+		return nil, fmt.Errorf("DHCP on %s: the server %v gave no address", name, ack.ServerIPAddr)
+	}
+	bits := ip.BitLen()
+	mask := ack.SubnetMask()
+	if mask == nil {
+		mask = ack.YourIPAddr.DefaultMask() // RFC 950's classes, as every client does
+	}
+	if ones, size := mask.Size(); size == 32 {
+		bits = ones
+	}
+	n.Address = netip.PrefixFrom(ip, bits)
+	if routers := addresses(ack.Router()); len(routers) > 0 {
+		n.Gateway = routers[0]
+	}
+	// A client that gets classless routes must ignore the router option.
+	if routes := ack.ClasslessStaticRoute(); len(routes) > 0 {
+		n.Gateway = netip.Addr{}
+		for _, r := range routes {
+			gateway, ok := netip.AddrFromSlice(r.Router.To4())
+			base, ok2 := netip.AddrFromSlice(r.Dest.IP.To4())
+			ones, _ := r.Dest.Mask.Size()
+			if !ok || !ok2 {
+				continue
+			}
+			if ones == 0 && !gateway.IsUnspecified() {
+				n.Gateway = gateway
+				continue
+			}
+			n.Routes = append(n.Routes, Route{To: netip.PrefixFrom(base, ones).Masked(), Gateway: gateway})
+		}
+	}
+	n.DNS = addresses(ack.DNS())
+	n.NTP = addresses(ack.NTPServers())
+	n.Domain = domain(ack.DomainName())
+	if mtu, err := dhcpv4.GetUint16(dhcpv4.OptionInterfaceMTU, ack.Options); err == nil {
+		n.MTU = int(mtu)
+	}
+	if ids := addresses([]net.IP{ack.ServerIdentifier()}); len(ids) > 0 {
+		n.Server = ids[0]
+	}
+	if next := addresses([]net.IP{ack.ServerIPAddr}); len(next) > 0 {
+		n.NextServer = next[0]
+	} else if a, err := netip.ParseAddr(ack.TFTPServerName()); err == nil {
+		n.NextServer = a
+	}
+	n.BootFile = ack.BootFileName
+	if o := ack.BootFileNameOption(); o != "" {
+		n.BootFile = o
+	}
+	if lease := ack.IPAddressLeaseTime(0); lease < 0xffffffff*time.Second {
+		n.Lease = lease
+	}
+	return n, nil
+}
+
+// addresses are those of in that are IPv4 addresses of somebody.
+func addresses(in []net.IP) []netip.Addr {
+	var out []netip.Addr
+	for _, ip := range in {
+		if a, ok := netip.AddrFromSlice(ip.To4()); ok && !a.IsUnspecified() {
+			out = append(out, a)
+		}
+	}
+	return out
+}
+
+// domain is a domain name as resolv.conf takes it, and empty where it is none:
+// it comes from the network.
+func domain(s string) string {
+	s = strings.TrimRight(s, "\x00")
+	if strings.Trim(s, "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-._") != "" {
+		return ""
+	}
+	return s
+}

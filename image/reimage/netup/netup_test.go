@@ -1,0 +1,400 @@
+package netup
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/netip"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"runtime"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+	"github.com/google/go-cmp/cmp/cmpopts"
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+
+	"reassure/image/reimage/cmdline"
+	"reassure/image/spec"
+)
+
+var sameAddress = cmp.Options{cmpopts.EquateComparable(netip.Addr{}, netip.Prefix{}), cmpopts.IgnoreFields(Network{}, "Lease")}
+
+// namespace is a network namespace with a thread of its own, on which do runs.
+type namespace struct {
+	t    *testing.T
+	work chan func()
+	fd   int
+}
+
+func newNamespace(t *testing.T) *namespace {
+	t.Helper()
+	if os.Getuid() != 0 {
+		t.Fatal("network namespaces need root: run the tests as root")
+	}
+	n := &namespace{t: t, work: make(chan func())}
+	ready := make(chan error)
+	go func() {
+		runtime.LockOSThread() // never given back: the thread ends with its namespace
+		err := unix.Unshare(unix.CLONE_NEWNET)
+		if err == nil {
+			n.fd, err = unix.Open("/proc/thread-self/ns/net", unix.O_RDONLY|unix.O_CLOEXEC, 0)
+		}
+		ready <- err
+		for f := range n.work {
+			f()
+		}
+	}()
+	if err := <-ready; err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { close(n.work); _ = unix.Close(n.fd) })
+	return n
+}
+
+func (n *namespace) do(f func() error) {
+	n.t.Helper()
+	done := make(chan error)
+	n.work <- func() { done <- f() }
+	if err := <-done; err != nil {
+		n.t.Fatal(err)
+	}
+}
+
+var (
+	pcMAC    = spec.MAC{0x02, 0, 0, 0, 0, 0x11}
+	otherMAC = spec.MAC{0x02, 0, 0, 0, 0, 0x22}
+)
+
+// lab is a server's namespace and a PC's, joined by a cable from srv0 to eth0;
+// the PC has a second card, eth1, whose cable ends at srv1.
+func lab(t *testing.T) (server, pc *namespace) {
+	t.Helper()
+	server, pc = newNamespace(t), newNamespace(t)
+	server.do(func() error {
+		for i, mac := range []spec.MAC{pcMAC, otherMAC} {
+			v := &netlink.Veth{
+				LinkAttrs: netlink.LinkAttrs{Name: fmt.Sprintf("srv%d", i)}, PeerName: fmt.Sprintf("eth%d", i),
+				PeerHardwareAddr: mac[:], PeerNamespace: netlink.NsFd(pc.fd),
+			}
+			if err := netlink.LinkAdd(v); err != nil {
+				return err
+			}
+		}
+		return linkUp("lo")
+	})
+	return server, pc
+}
+
+func (n *namespace) up(name, address string) {
+	n.t.Helper()
+	n.do(func() error {
+		if address != "" {
+			link, err := netlink.LinkByName(name)
+			if err != nil {
+				return err
+			}
+			if err := netlink.AddrReplace(link, &netlink.Addr{IPNet: ipNet(netip.MustParsePrefix(address))}); err != nil {
+				return err
+			}
+		}
+		return linkUp(name)
+	})
+}
+
+// dnsmasq serves DHCP in a namespace until the test ends.
+func (n *namespace) dnsmasq(args ...string) {
+	n.t.Helper()
+	dir := n.t.TempDir()
+	args = append([]string{
+		"--keep-in-foreground", "--port=0", "--conf-file=/dev/null", "--log-dhcp", "--log-facility=-", "--user=root",
+		"--dhcp-leasefile=" + filepath.Join(dir, "leases"), "--pid-file=" + filepath.Join(dir, "pid"), "--no-ping", "--bind-interfaces",
+	}, args...)
+	cmd := exec.Command("dnsmasq", args...)
+	var out lockedBuffer
+	cmd.Stdout, cmd.Stderr = &out, &out
+	// The child gets the namespace of the thread that starts it; it dies with
+	// that thread if the test does.
+	n.do(cmd.Start)
+	n.t.Cleanup(func() {
+		_ = cmd.Process.Kill()
+		_ = cmd.Wait()
+		if n.t.Failed() {
+			n.t.Logf("dnsmasq:\n%s", out.String())
+		}
+	})
+}
+
+type lockedBuffer struct {
+	mu sync.Mutex
+	b  bytes.Buffer
+}
+
+func (l *lockedBuffer) Write(p []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.b.Write(p)
+}
+
+func (l *lockedBuffer) String() string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.b.String()
+}
+
+func TestMain(m *testing.M) {
+	if _, err := exec.LookPath("dnsmasq"); err != nil {
+		fmt.Fprintln(os.Stderr, "dnsmasq is missing: apt-get install dnsmasq-base")
+		os.Exit(1)
+	}
+	os.Exit(m.Run())
+}
+
+// bringUp runs Up in the PC's namespace, and returns its log.
+func (n *namespace) bringUp(o Options) (*Network, string, error) {
+	n.t.Helper()
+	var log lockedBuffer
+	o.Log = slog.New(slog.NewTextHandler(&log, nil))
+	if o.ResolvConf == "" {
+		o.ResolvConf = filepath.Join(n.t.TempDir(), "resolv.conf")
+	}
+	var network *Network
+	var err error
+	n.do(func() error {
+		ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+		defer cancel()
+		network, err = Up(ctx, o)
+		return nil
+	})
+	return network, log.String(), err
+}
+
+func a(s string) netip.Addr   { return netip.MustParseAddr(s) }
+func p(s string) netip.Prefix { return netip.MustParsePrefix(s) }
+
+var fixed = "--dhcp-host=" + pcMAC.String() + ",10.99.0.11"
+
+func TestLease(t *testing.T) {
+	server, pc := lab(t)
+	server.up("srv0", "10.99.0.1/24")
+	server.dnsmasq("--interface=srv0", "--dhcp-range=10.99.0.50,10.99.0.99,1h", fixed, "--domain=lab.example", "--dhcp-boot=pxelinux.0,boot,10.99.0.5",
+		"--dhcp-option=option:dns-server,10.99.0.5,10.99.0.6", "--dhcp-option=option:ntp-server,10.99.0.7", "--dhcp-option=option:mtu,1400")
+	resolv := filepath.Join(t.TempDir(), "etc/resolv.conf")
+	got, _, err := pc.bringUp(Options{BootMAC: pcMAC, ResolvConf: resolv})
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := &Network{
+		Interface: "eth0", MAC: pcMAC, Address: p("10.99.0.11/24"), Gateway: a("10.99.0.1"), DNS: []netip.Addr{a("10.99.0.5"), a("10.99.0.6")},
+		Domain: "lab.example", NTP: []netip.Addr{a("10.99.0.7")}, MTU: 1400, Server: a("10.99.0.1"), NextServer: a("10.99.0.5"), BootFile: "pxelinux.0",
+	}
+	if diff := cmp.Diff(want, got, sameAddress); diff != "" {
+		t.Errorf("network (-want +got):\n%s", diff)
+	}
+	if got.Lease != time.Hour {
+		t.Errorf("lease = %v; want 1h", got.Lease)
+	}
+	if text, err := os.ReadFile(resolv); string(text) != "search lab.example\nnameserver 10.99.0.5\nnameserver 10.99.0.6\n" {
+		t.Errorf("resolv.conf = %q, %v", text, err)
+	}
+	// What iproute2 sees, which is another reader of the kernel's state.
+	pc.shows([]string{"ip", "-4", "addr", "show", "dev", "eth0"}, "inet 10.99.0.11/24", "mtu 1400")
+	pc.shows([]string{"ip", "route"}, "default via 10.99.0.1 dev eth0")
+	pc.shows([]string{"ip", "link", "show", "lo"}, "UP")
+	pc.shows([]string{"ip", "link", "show", "eth1"}, "state DOWN")
+
+	// Once more, as after a failed reimage.
+	if again, _, err := pc.bringUp(Options{BootMAC: pcMAC}); err != nil || again.Address != got.Address {
+		t.Errorf("the second time: %+v, %v", again, err)
+	}
+}
+
+func (n *namespace) shows(args []string, parts ...string) {
+	n.t.Helper()
+	var out []byte
+	n.do(func() error {
+		var err error
+		out, err = exec.Command(args[0], args[1:]...).CombinedOutput()
+		if errors.Is(err, exec.ErrNotFound) {
+			return errors.New("ip is missing: apt-get install iproute2")
+		}
+		return err
+	})
+	for _, want := range parts {
+		if !strings.Contains(string(out), want) {
+			n.t.Errorf("%q lacks %q:\n%s", args, want, out)
+		}
+	}
+}
+
+func TestClasslessRoutes(t *testing.T) {
+	server, pc := lab(t)
+	server.up("srv0", "10.99.0.1/24")
+	server.dnsmasq("--interface=srv0", "--dhcp-range=10.99.0.50,10.99.0.99,255.255.255.0,infinite", fixed,
+		"--dhcp-option=option:classless-static-route,0.0.0.0/0,10.99.0.2,10.50.0.0/16,10.99.0.3,10.51.0.0/16,0.0.0.0")
+	got, _, err := pc.bringUp(Options{NIC: "eth0"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got.Gateway != a("10.99.0.2") || len(got.Routes) != 2 || got.Lease != 0 {
+		t.Errorf("network = %+v", got)
+	}
+	pc.shows([]string{"ip", "route"}, "default via 10.99.0.2", "10.50.0.0/16 via 10.99.0.3", "10.51.0.0/16 dev eth0 scope link")
+}
+
+func TestLateCarrierAndLateServer(t *testing.T) {
+	server, pc := lab(t)
+	// Both come while Up waits, from the server's side.
+	go func() {
+		time.Sleep(700 * time.Millisecond)
+		server.up("srv0", "10.99.0.1/24")
+		time.Sleep(2500 * time.Millisecond) // longer than the first wait
+		server.dnsmasq("--interface=srv0", "--dhcp-range=10.99.0.50,10.99.0.99", fixed)
+	}()
+	got, log, err := pc.bringUp(Options{BootMAC: pcMAC, Carrier: time.Second})
+	if err != nil || got.Address != p("10.99.0.11/24") {
+		t.Fatalf("Up = %+v, %v", got, err)
+	}
+	for _, want := range []string{"waiting for a carrier", "no DHCP lease yet"} {
+		if !strings.Contains(log, want) {
+			t.Errorf("the log lacks %q:\n%s", want, log)
+		}
+	}
+}
+
+func TestEveryCardInTurn(t *testing.T) {
+	server, pc := lab(t)
+	server.up("srv0", "") // a network without a DHCP server
+	server.up("srv1", "10.98.0.1/24")
+	server.dnsmasq("--interface=srv1", "--dhcp-range=10.98.0.50,10.98.0.99")
+	got, _, err := pc.bringUp(Options{})
+	if err != nil || got.Interface != "eth1" || got.MAC != otherMAC || !p("10.98.0.0/24").Contains(got.Address.Addr()) {
+		t.Errorf("Up = %+v, %v", got, err)
+	}
+	// Without an option of its own dnsmasq gives itself as next server.
+	if err == nil && got.NextServer != a("10.98.0.1") {
+		t.Errorf("next server = %v", got.NextServer)
+	}
+}
+
+// TestVLAN takes a lease on a VLAN where the kernel has them (8021q), and where
+// it has not, wants to be told so.
+func TestVLAN(t *testing.T) {
+	server, pc := lab(t)
+	server.up("srv0", "")
+	supported := true
+	server.do(func() error {
+		parent, err := netlink.LinkByName("srv0")
+		if err != nil {
+			return err
+		}
+		err = netlink.LinkAdd(&netlink.Vlan{LinkAttrs: netlink.LinkAttrs{Name: "srv0.12", ParentIndex: parent.Attrs().Index}, VlanId: 12})
+		if errors.Is(err, unix.EOPNOTSUPP) {
+			supported = false
+			return nil
+		}
+		return err
+	})
+	if supported {
+		server.up("srv0.12", "10.97.0.1/24")
+		server.dnsmasq("--interface=srv0.12", "--dhcp-range=10.97.0.50,10.97.0.99", "--dhcp-host="+pcMAC.String()+",10.97.0.11")
+	}
+	got, _, err := pc.bringUp(Options{BootMAC: pcMAC, VLAN: 12, DHCP: 20 * time.Second})
+	switch {
+	case !supported && (!errors.Is(err, unix.EOPNOTSUPP) || !strings.Contains(err.Error(), "8021q")):
+		t.Errorf("Up in a kernel without VLANs = %v", err)
+	case supported && (err != nil || got.Interface != "eth0.12" || got.Address != p("10.97.0.11/24") || got.MAC != pcMAC):
+		t.Errorf("Up = %+v, %v", got, err)
+	}
+}
+
+func TestStatic(t *testing.T) {
+	server, pc := lab(t)
+	server.up("srv0", "10.99.0.1/24")
+	resolv := filepath.Join(t.TempDir(), "resolv.conf")
+	got, _, err := pc.bringUp(Options{
+		BootMAC: pcMAC, ResolvConf: resolv,
+		Static: &cmdline.Static{Address: p("10.99.0.12/24"), Gateway: a("10.99.0.1"), DNS: []netip.Addr{a("10.99.0.9")}},
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := &Network{Interface: "eth0", MAC: pcMAC, Address: p("10.99.0.12/24"), Gateway: a("10.99.0.1"), DNS: []netip.Addr{a("10.99.0.9")}}
+	if diff := cmp.Diff(want, got, sameAddress); diff != "" {
+		t.Errorf("network (-want +got):\n%s", diff)
+	}
+	pc.shows([]string{"ip", "addr", "show", "dev", "eth0"}, "inet 10.99.0.12/24")
+	pc.shows([]string{"ip", "route"}, "default via 10.99.0.1")
+}
+
+func TestFailures(t *testing.T) {
+	for _, tt := range []struct {
+		name    string
+		server  func(*namespace)
+		options Options
+		want    []string
+	}{
+		{
+			name: "wrong MAC", options: Options{BootMAC: spec.MAC{2, 9, 9, 9, 9, 9}},
+			want: []string{"no network card has 02:09:09:09:09:09", "eth0 (02:00:00:00:00:11)", "eth1 (02:00:00:00:00:22)", "reassure.nic="},
+		},
+		{name: "wrong name", options: Options{NIC: "enp3s0", BootMAC: pcMAC}, want: []string{"no network card is enp3s0", "eth0"}},
+		{name: "no carrier", options: Options{BootMAC: pcMAC, Carrier: 300 * time.Millisecond}, want: []string{"no carrier after 300ms on eth0", "check cable"}},
+		{
+			name: "no server", server: func(n *namespace) { n.up("srv0", "") }, options: Options{DHCP: 3 * time.Second},
+			want: []string{"no DHCP lease after 3s", "eth0 (02:00:00:00:00:11): 2 requests, the last: ", "eth1 (02:00:00:00:00:22) has no carrier", "reassure.static"},
+		},
+		{
+			name: "a server that does not know us",
+			server: func(n *namespace) {
+				n.up("srv0", "10.99.0.1/24")
+				n.dnsmasq("--interface=srv0", "--dhcp-range=10.99.0.0,static")
+			},
+			options: Options{DHCP: 3 * time.Second, BootMAC: pcMAC}, want: []string{"no DHCP lease after 3s", "no answer"},
+		},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			server, pc := lab(t)
+			if tt.server != nil {
+				tt.server(server)
+			}
+			n, _, err := pc.bringUp(tt.options)
+			if err == nil {
+				t.Fatalf("Up = %+v", n)
+			}
+			for _, want := range tt.want {
+				if !strings.Contains(err.Error(), want) {
+					t.Errorf("the error lacks %q: %v", want, err)
+				}
+			}
+		})
+	}
+}
+
+func TestNoCard(t *testing.T) {
+	n := newNamespace(t)
+	_, _, err := n.bringUp(Options{})
+	if err == nil || !strings.Contains(err.Error(), "there is no network card") {
+		t.Errorf("Up = %v", err)
+	}
+	n.do(func() error {
+		if Present(Options{}) {
+			return errors.New("a card is present where there is none")
+		}
+		return nil
+	})
+	_, pc := lab(t)
+	pc.do(func() error {
+		if !Present(Options{}) || !Present(Options{BootMAC: pcMAC}) || Present(Options{BootMAC: spec.MAC{2, 9}}) || !Present(Options{NIC: "02:00:00:00:00:22"}) {
+			return errors.New("Present does not know the cards")
+		}
+		return nil
+	})
+}

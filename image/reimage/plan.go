@@ -1,0 +1,163 @@
+package reimage
+
+import (
+	"encoding/json"
+	"fmt"
+	"io"
+	"path"
+	"slices"
+	"strings"
+
+	"reassure/image/reimage/disk"
+	"reassure/image/spec"
+)
+
+// MakePlan says what a reimage of the target will do, in full. It is a pure
+// function of its arguments: the UUIDs of the new file systems come from
+// random. Whatever the manifest asks for that this PC cannot give is refused
+// here, before the first write.
+func MakePlan(m *spec.Manifest, facts spec.Facts, target spec.Disk, random io.Reader) (*spec.Plan, error) {
+	placed, err := disk.Place(facts.Firmware, m.Table, m.Partitions, target)
+	if err != nil {
+		return nil, &Refusal{fmt.Errorf("lay out %s: %w", target.Device, err)}
+	}
+	id, err := disk.Identify(placed, m.Table, random)
+	if err != nil {
+		return nil, err
+	}
+	plan := &spec.Plan{
+		Host: m.Host, Profile: m.Profile, Digest: m.Digest,
+		Firmware: facts.Firmware, Disk: target, Table: m.Table, DiskID: id,
+		Partitions: placed, Wads: m.Wads, Finish: m.Finish,
+	}
+	for _, f := range m.Files {
+		plan.Files = append(plan.Files, f.Path)
+	}
+	for _, s := range m.Steps {
+		plan.Steps = append(plan.Steps, s.Name)
+	}
+	// A token that does not resolve is found out now, not on a wiped disk.
+	if _, _, err := expand(m, plan); err != nil {
+		return nil, &Refusal{fmt.Errorf("manifest of %s: %w", m.Host, err)}
+	}
+	if err := nameTaken(placed, target, facts.Disks); err != nil {
+		return nil, &Refusal{err}
+	}
+	return plan, nil
+}
+
+// nameTaken refuses a label that another disk of this PC carries too: whatever
+// mounts by label could pick the wrong one.
+func nameTaken(placed []spec.Placed, target spec.Disk, disks []spec.Disk) error {
+	for _, d := range disks {
+		if d.Device == target.Device {
+			continue
+		}
+		for _, c := range d.Contents {
+			for _, p := range placed {
+				if p.Label != "" && p.Label == c.Label {
+					return fmt.Errorf("the label %q of partition %s is on %s too: change one of them", p.Label, p.Name, d)
+				}
+			}
+		}
+	}
+	return nil
+}
+
+// expand fills in the tokens of the manifest's files and steps.
+func expand(m *spec.Manifest, plan *spec.Plan) ([]spec.File, []spec.Step, error) {
+	value := func(kind, name string) (string, error) {
+		if kind == spec.TokenDisk {
+			return plan.Disk.Device, nil
+		}
+		i := slices.IndexFunc(plan.Partitions, func(p spec.Placed) bool { return p.Name == name })
+		if i < 0 {
+			return "", fmt.Errorf("there is no partition named %q", name)
+		}
+		p := plan.Partitions[i]
+		switch kind {
+		case spec.TokenUUID:
+			if p.UUID == "" {
+				return "", fmt.Errorf("partition %q has no file system, so no UUID", name)
+			}
+			return p.UUID, nil
+		case spec.TokenPartUUID:
+			return p.PartUUID, nil
+		case spec.TokenDevice:
+			return p.Device, nil
+		}
+		return "", fmt.Errorf("there is no such token")
+	}
+	files := slices.Clone(m.Files)
+	for i := range files {
+		content, err := spec.ExpandTokens(files[i].Content, value)
+		if err != nil {
+			return nil, nil, fmt.Errorf("file %s: %w", files[i].Path, err)
+		}
+		files[i].Content = content
+	}
+	// What takes a token's place never needs escaping in JSON, so all strings
+	// of the steps can be done in one go.
+	text, err := json.Marshal(m.Steps)
+	if err != nil {
+		return nil, nil, err
+	}
+	expanded, err := spec.ExpandTokens(string(text), value)
+	if err != nil {
+		return nil, nil, fmt.Errorf("steps: %w", err)
+	}
+	var steps []spec.Step
+	if err := json.Unmarshal([]byte(expanded), &steps); err != nil {
+		return nil, nil, fmt.Errorf("steps: %w", err)
+	}
+	return files, steps, nil
+}
+
+// at returns the partition that holds a folder of the new system.
+func at(plan *spec.Plan, folder string) spec.Placed {
+	var best spec.Placed
+	for _, p := range plan.Partitions {
+		if p.Mount == "" || len(p.Mount) < len(best.Mount) {
+			continue
+		}
+		if p.Mount == "/" || folder == p.Mount || strings.HasPrefix(folder, p.Mount+"/") {
+			best = p
+		}
+	}
+	return best
+}
+
+// within returns a path of the new system as its own partition names it.
+func within(p spec.Placed, file string) string {
+	if p.Mount == "/" {
+		return path.Clean(file)
+	}
+	return path.Join("/", strings.TrimPrefix(path.Clean(file), p.Mount))
+}
+
+// Describe writes a plan for people, one line an item.
+func Describe(plan *spec.Plan) []string {
+	lines := []string{fmt.Sprintf("%s gets profile %s (software %s) on %s", plan.Host, plan.Profile, plan.Digest.Short(), plan.Disk)}
+	for _, c := range plan.Disk.Contents {
+		what := c.Kind
+		if c.Label != "" {
+			what += fmt.Sprintf(" %q", c.Label)
+		}
+		where := "the disk"
+		if c.Partition > 0 {
+			where = fmt.Sprintf("partition %d", c.Partition)
+		}
+		lines = append(lines, fmt.Sprintf("  lose   %s on %s", what, where))
+	}
+	for _, p := range plan.Partitions {
+		mount := p.Mount
+		if mount == "" {
+			mount = "-"
+		}
+		lines = append(lines, fmt.Sprintf("  make   %-15s %9s  %-5s on %s", p.Device, spec.Size(p.Length), p.FileSystem, mount))
+	}
+	for _, w := range plan.Wads {
+		lines = append(lines, fmt.Sprintf("  fetch  %s, %s, sha256 %s, into %s", w.Name, w.Size, w.SHA256.Short(), w.Mount))
+	}
+	return append(lines, fmt.Sprintf("  write  %d files, run %d steps", len(plan.Files), len(plan.Steps)))
+}

@@ -1,0 +1,209 @@
+package report
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net/http"
+	"net/http/httptest"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+
+	"reassure/image/spec"
+)
+
+// server collects events, answering with the codes in turn, the last for ever.
+type server struct {
+	*httptest.Server
+	mu     sync.Mutex
+	codes  []int
+	events []spec.Event
+	gate   chan struct{} // each request takes one token, when it is not nil
+}
+
+func newServer(t *testing.T, gate chan struct{}, codes ...int) *server {
+	s := &server{codes: codes, gate: gate}
+	s.Server = httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if s.gate != nil {
+			<-s.gate
+		}
+		body, _ := io.ReadAll(r.Body)
+		var e spec.Event
+		if err := json.Unmarshal(body, &e); err != nil || r.Method != http.MethodPost || r.Header.Get("Content-Type") != "application/json" {
+			t.Errorf("%s %q: %v", r.Method, body, err)
+		}
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		s.events = append(s.events, e)
+		code := http.StatusNoContent
+		if len(s.codes) > 0 {
+			code = s.codes[0]
+			if len(s.codes) > 1 {
+				s.codes = s.codes[1:]
+			}
+		}
+		w.WriteHeader(code)
+	}))
+	t.Cleanup(s.Close)
+	return s
+}
+
+func (s *server) kinds() []string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	var out []string
+	for _, e := range s.events {
+		k := string(e.Kind)
+		if e.Kind == spec.EventProgress {
+			k += fmt.Sprintf(" %s %d", e.Phase, e.Done)
+		}
+		out = append(out, k)
+	}
+	return out
+}
+
+func flush(t *testing.T, c *Client) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
+	defer cancel()
+	if err := c.Flush(ctx); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func TestPostFillsIn(t *testing.T) {
+	s := newServer(t, nil)
+	mac := spec.MAC{2, 0, 0, 0, 0, 1}
+	c := New(s.URL, Options{Host: "exp01", MAC: mac})
+	defer c.Close()
+	c.Post(spec.Event{Kind: spec.EventStart})
+	flush(t, c)
+	if got := s.events[0]; got.Host != "exp01" || got.MAC != mac || got.Time.IsZero() || got.Uptime <= 0 {
+		t.Errorf("event = %+v", got)
+	}
+}
+
+func TestProgressIsMergedWhileTheServerIsSlow(t *testing.T) {
+	gate := make(chan struct{})
+	s := newServer(t, gate)
+	c := New(s.URL, Options{})
+	defer c.Close()
+	c.Post(spec.Event{Kind: spec.EventStart})
+	gate <- struct{}{} // the start is out, so the order of what follows is certain
+	flush(t, c)
+	c.Post(spec.Event{Kind: spec.EventPhase})
+	for i := range 1000 {
+		c.Post(spec.Event{Kind: spec.EventProgress, Phase: "one", Done: spec.Size(i)})
+	}
+	for i := range 1000 {
+		c.Post(spec.Event{Kind: spec.EventProgress, Phase: "two", Done: spec.Size(i)})
+	}
+	c.Post(spec.Event{Kind: spec.EventDone})
+	close(gate)
+	flush(t, c)
+	if diff := cmp.Diff([]string{"start", "phase", "progress one 999", "progress two 999", "done"}, s.kinds()); diff != "" {
+		t.Errorf("events (-want +got):\n%s", diff)
+	}
+}
+
+func TestAFullQueueKeepsWhatDecides(t *testing.T) {
+	gate := make(chan struct{})
+	s := newServer(t, gate)
+	c := New(s.URL, Options{Queue: 4})
+	defer c.Close()
+	c.Post(spec.Event{Kind: spec.EventStart})
+	gate <- struct{}{}
+	flush(t, c)
+	c.Post(spec.Event{Kind: spec.EventPlan})
+	for c.taken() { // until the worker holds the plan
+		time.Sleep(time.Millisecond)
+	}
+	c.Post(spec.Event{Kind: spec.EventFailure})
+	c.Post(spec.Event{Kind: spec.EventStep})
+	c.Post(spec.Event{Kind: spec.EventProgress, Phase: "p"})
+	for range 10 {
+		c.Post(spec.Event{Kind: spec.EventPhase})
+	}
+	c.Post(spec.Event{Kind: spec.EventDone})
+	close(gate)
+	flush(t, c)
+	if diff := cmp.Diff([]string{"start", "plan", "failure", "phase", "phase", "done"}, s.kinds()); diff != "" {
+		t.Errorf("events (-want +got):\n%s", diff)
+	}
+}
+
+// taken says whether the queue still holds something.
+func (c *Client) taken() bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return len(c.queue) > 0
+}
+
+func TestRetries(t *testing.T) {
+	for _, tt := range []struct {
+		name  string
+		kind  spec.EventKind
+		codes []int
+		want  int // POSTs
+		warns bool
+	}{
+		{name: "a failure is tried again", kind: spec.EventFailure, codes: []int{503, 500, 204}, want: 3},
+		{name: "but not for ever", kind: spec.EventDone, codes: []int{503}, want: 3, warns: true},
+		{name: "a phase is not", kind: spec.EventPhase, codes: []int{503}, want: 1, warns: true},
+		{name: "nor what was refused", kind: spec.EventDone, codes: []int{404}, want: 1, warns: true},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			t.Parallel()
+			s := newServer(t, nil, tt.codes...)
+			var log bytes.Buffer
+			c := New(s.URL, Options{Tries: 3, Log: slog.New(slog.NewTextHandler(&log, nil))})
+			defer c.Close()
+			c.Post(spec.Event{Kind: tt.kind})
+			flush(t, c)
+			if got := len(s.kinds()); got != tt.want {
+				t.Errorf("%d POSTs; want %d", got, tt.want)
+			}
+			if got := strings.Contains(log.String(), s.URL); got != tt.warns {
+				t.Errorf("log = %q", log.String())
+			}
+		})
+	}
+}
+
+func TestADeadServerStopsNobody(t *testing.T) {
+	gate := make(chan struct{})
+	defer close(gate)
+	s := newServer(t, gate)
+	c := New(s.URL, Options{Timeout: 50 * time.Millisecond, Tries: 100})
+	begin := time.Now()
+	for range 10000 {
+		c.Post(spec.Event{Kind: spec.EventDone})
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), 100*time.Millisecond)
+	defer cancel()
+	if err := c.Flush(ctx); !errors.Is(err, context.DeadlineExceeded) || !strings.Contains(err.Error(), s.URL) {
+		t.Errorf("Flush = %v", err)
+	}
+	c.Close()
+	if err := c.Flush(context.Background()); err == nil {
+		t.Error("Flush after Close says that all was sent")
+	}
+	if took := time.Since(begin); took > 10*time.Second {
+		t.Errorf("took %v", took)
+	}
+}
+
+func TestNoServer(t *testing.T) {
+	c := New("", Options{})
+	c.Post(spec.Event{Kind: spec.EventDone})
+	flush(t, c)
+	c.Close()
+}
