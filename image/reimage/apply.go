@@ -33,6 +33,9 @@ func (r *Reimager) apply(ctx context.Context, m *spec.Manifest, plan *spec.Plan)
 	if err != nil {
 		return err
 	}
+	for _, p := range plan.Partitions {
+		r.loadFileSystems(ctx, p.FileSystem)
+	}
 	// A server that lacks a wad is found out while the old system is still whole.
 	streams, err := r.openWads(ctx, m)
 	if err != nil {
@@ -94,11 +97,9 @@ func (r *Reimager) apply(ctx context.Context, m *spec.Manifest, plan *spec.Plan)
 	if err != nil {
 		return err
 	}
-	record := stamp.Stamp{
-		Host: m.Host, Digest: m.Digest, Order: m.Order, Serial: m.Serial, Profile: m.Profile,
-		Started: started.UTC(), Finished: time.Now().UTC(),
-		DiskSerial: plan.Disk.Serial, Image: r.Info.Version,
-	}
+	record := stamp.New(m)
+	record.Started, record.Finished = started.UTC(), time.Now().UTC()
+	record.DiskSerial, record.Image = plan.Disk.Serial, r.Info.Version
 	text, err := record.Marshal()
 	if err != nil {
 		return err
