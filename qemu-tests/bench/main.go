@@ -16,7 +16,7 @@
 //	BASELINE  folder of the same job done in shell (build.sh, run.sh), for
 //	          e2e.vs_shell; without it that figure is left out, with a note
 //
-// It needs root, and what scripts/install-test-deps installs.
+// It needs root, and what "scripts/install-deps test" installs.
 package main
 
 import (
@@ -279,11 +279,11 @@ func (b *bench) extract(ctx context.Context) error {
 }
 
 // makeImage builds an image and returns how long that took.
-func makeImage(ctx context.Context, tree, flavour, out string) (float64, error) {
+func (b *bench) makeImage(ctx context.Context, tree, flavour, out string) (float64, error) {
 	start := time.Now()
 	var said bytes.Buffer
 	err := command.Command{
-		Args: []string{"make", "--silent", "image", "FLAVOUR=" + flavour, "OUT=" + out}, Dir: tree, Stdout: &said, Timeout: 20 * time.Minute,
+		Args: []string{"make", "--silent", "image", "FLAVOUR=" + flavour, "OUT=" + out}, Dir: tree, Env: b.env(), Stdout: &said, Timeout: 20 * time.Minute,
 	}.Run(ctx)
 	if err != nil {
 		return 0, fmt.Errorf("%w\n%s", err, said.Bytes())
@@ -291,11 +291,14 @@ func makeImage(ctx context.Context, tree, flavour, out string) (float64, error) 
 	return seconds(start), nil
 }
 
+// env keeps the signing key of whoever runs this out of it.
+func (b *bench) env() []string { return (&qemutests.Programs{Dir: b.dir}).Env() }
+
 // imageSizes weighs what PCs fetch by TFTP.
 func (b *bench) imageSizes(ctx context.Context) error {
 	for _, flavour := range []string{"full", "vm"} {
 		out := filepath.Join(b.dir, "image-"+flavour)
-		if _, err := makeImage(ctx, b.tree, flavour, out); err != nil {
+		if _, err := b.makeImage(ctx, b.tree, flavour, out); err != nil {
 			return err
 		}
 		text, err := os.ReadFile(filepath.Join(out, "image.json"))
@@ -343,12 +346,12 @@ func (b *bench) imageTimes(ctx context.Context) error {
 		return err
 	}
 	out := filepath.Join(b.dir, "image-again")
-	if _, err := makeImage(ctx, tree, "vm", out); err != nil {
+	if _, err := b.makeImage(ctx, tree, "vm", out); err != nil {
 		return err
 	}
 	var warm, changed []float64
 	for i := range b.runs {
-		t, err := makeImage(ctx, tree, "vm", out)
+		t, err := b.makeImage(ctx, tree, "vm", out)
 		if err != nil {
 			return err
 		}
@@ -357,7 +360,7 @@ func (b *bench) imageTimes(ctx context.Context) error {
 		if err := os.WriteFile(filepath.Join(tree, "image", "spec", "bench_run.go"), []byte(text), 0o644); err != nil {
 			return err
 		}
-		if t, err = makeImage(ctx, tree, "vm", out); err != nil {
+		if t, err = b.makeImage(ctx, tree, "vm", out); err != nil {
 			return err
 		}
 		changed = append(changed, t)

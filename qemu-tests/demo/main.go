@@ -8,7 +8,7 @@
 // Description:
 //
 //	What the PC writes to its serial console is shown as it comes. Nothing
-//	outside a temporary folder is touched. It needs what scripts/install-test-deps
+//	outside a temporary folder is touched. It needs what "scripts/install-deps test"
 //	installs, and, the first time, root to make the small wad.
 package main
 
