@@ -16,43 +16,6 @@ import (
 	"reassure/image/spec"
 )
 
-// debianProfile is what a site's own profile may look like: the ready one's
-// parts, and what the tests look at.
-const debianProfile = `
-description: Debian with systemd, for tests
-table: mbr
-partitions:
-  - {name: swap, size: 256MiB, filesystem: swap, label: swap}
-  - {name: root, size: rest, filesystem: ext4, label: root, mount: /, options: [noatime, errors=remount-ro], bootable: true}
-wads:
-  - {file: debian.tar.zst}
-templates:
-  - {path: /etc/hostname, source: debian/hostname}
-  - {path: /etc/hosts, source: hosts, volatile: true}
-  - {path: /etc/fstab, source: fstab}
-  - {path: /etc/systemd/network/10-lan.network, source: debian/lan.network}
-  - {path: /etc/resolv.conf, source: resolv.conf}
-  - {path: /etc/motd, source: site/motd}
-system:
-  root_password_hash: "*"
-  authorized_keys: ["{{KEY}}"]
-  timezone: Europe/Zurich
-  locale: C.UTF-8
-steps:
-  - name: network
-    service: {name: systemd-networkd}
-  - name: SSH keys
-    ssh_keys: {user: ed25519}
-  - name: known hosts
-    known_hosts: {own_keys: true}
-  - name: limits
-    limits: {rules: [{domain: "@lab", type: hard, item: nproc, value: "321"}]}
-  - name: boot loader
-    boot_loader: {kind: grub, command_line: "console=tty0 console=ttyS0,115200", serial: 0}
-on_failure: {retries: 0, then: poweroff}
-secrets: public
-`
-
 // TestDebian is the life of a PC: a blank disk is reimaged and boots by itself;
 // is told Remote again with nothing changed; gets a change; and is then kept up
 // to date by its own system's tools.
@@ -60,7 +23,7 @@ func TestDebian(t *testing.T) {
 	t.Parallel()
 	lab := newLab(t, Setup{
 		Profile: "lab-debian",
-		Files:   map[string]string{"profiles/lab-debian.yaml": debianProfile, "templates/site/motd": "first\n"},
+		Files:   map[string]string{"profiles/lab-debian.yaml": DebianProfile, "templates/site/motd": "first\n"},
 		Wads:    map[string]string{"debian.tar.zst": wad(t, "debian", "debian.tar.zst")},
 	})
 	lab.publish()

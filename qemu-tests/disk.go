@@ -18,9 +18,11 @@ import (
 // outlives the PC's being switched off.
 type Disk struct {
 	Size   spec.Size // 0 means 8 GiB
-	Bus    string    // virtio (the default), nvme, ata, scsi or usb
+	Bus    string    // virtio (the default), nvme, ata or scsi
 	Sector int       // logical sector size in bytes; 0 means 512
 	Serial string    // empty means diskN
+	// Removable marks a card or a stick; it needs Bus scsi.
+	Removable bool
 	// Fill writes what is on the disk before the PC is first switched on.
 	Fill func(*os.File) error
 
@@ -124,9 +126,10 @@ func (d *Disk) arguments(n int) ([]string, error) {
 	case "ata":
 		args = append(args, "-device", fmt.Sprintf("ich9-ahci,id=ahci%d", n), "-device", fmt.Sprintf("ide-hd,bus=ahci%d.0%s", n, blocks))
 	case "scsi":
+		if d.Removable {
+			blocks += ",removable=on"
+		}
 		args = append(args, "-device", fmt.Sprintf("virtio-scsi-pci,id=scsi%d", n), "-device", fmt.Sprintf("scsi-hd,bus=scsi%d.0%s", n, blocks))
-	case "usb":
-		args = append(args, "-device", fmt.Sprintf("qemu-xhci,id=usb%d", n), "-device", fmt.Sprintf("usb-storage,bus=usb%d.0,removable=on%s", n, blocks))
 	default:
 		return nil, fmt.Errorf("disk %d: unknown bus %q", n, d.Bus)
 	}

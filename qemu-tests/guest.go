@@ -17,6 +17,9 @@ import (
 // Guest is a login on a PC's own system.
 type Guest struct{ client *ssh.Client }
 
+// Signer is the private half of a key pair to log in with.
+type Signer = ssh.Signer
+
 // NewKey makes a key pair to log in with: the signer, and its line for authorized_keys.
 func NewKey() (ssh.Signer, string, error) {
 	_, private, err := ed25519.GenerateKey(rand.Reader)

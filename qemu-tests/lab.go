@@ -28,21 +28,29 @@ type Programs struct {
 	Image    string // folder with bzImage, initramfs, image.json and tftproot
 }
 
-// Build makes the operator's program and the image of flavour vm. The image is
-// the one that "make image" makes, in a folder of its own.
+// Build makes the operator's program and the image of flavour vm, with a signing
+// key of their own: whoever runs this keeps theirs out of it.
 func Build(ctx context.Context, tree, dir string) (*Programs, error) {
 	p := &Programs{Tree: tree, Dir: dir, Reassure: filepath.Join(dir, "reassure"), Image: filepath.Join(dir, "image")}
+	mkimage := filepath.Join(dir, "mkimage")
 	for _, args := range [][]string{
 		{"go", "build", "-o", p.Reassure, "./cmds/reassure"},
-		{"make", "--silent", "image", "FLAVOUR=vm", "OUT=" + p.Image},
+		{"go", "build", "-o", mkimage, "./cmds/mkimage"},
+		{mkimage, "build", "-flavour", "vm", "-out", p.Image},
 	} {
 		var out bytes.Buffer
-		err := command.Command{Args: args, Dir: tree, Stdout: &out, Timeout: 10 * time.Minute}.Run(ctx)
+		err := command.Command{Args: args, Dir: tree, Env: p.Env(), Stdout: &out, Timeout: 10 * time.Minute}.Run(ctx)
 		if err != nil {
 			return nil, fmt.Errorf("building what is tested: %w\n%s", err, out.Bytes())
 		}
 	}
 	return p, nil
+}
+
+// Env is the environment of the project's programs: this one's, but that the
+// site's signing key is looked for, and made, below Dir.
+func (p *Programs) Env() []string {
+	return append(os.Environ(), "XDG_CONFIG_HOME="+filepath.Join(p.Dir, "config"))
 }
 
 // Wad makes one of the wads of scripts/make-wad, or takes the one that it made
@@ -167,7 +175,7 @@ func (l *Lab) Write(name, content string) error {
 
 func (l *Lab) reassure(ctx context.Context, args ...string) error {
 	args = append([]string{l.programs.Reassure}, args...)
-	return command.Command{Args: args, Dir: l.Dir, Timeout: 5 * time.Minute}.Run(ctx)
+	return command.Command{Args: args, Dir: l.Dir, Env: l.programs.Env(), Timeout: 5 * time.Minute}.Run(ctx)
 }
 
 // Publish publishes the site.

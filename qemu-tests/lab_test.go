@@ -196,12 +196,6 @@ func (v *vmT) off() {
 	})
 }
 
-// failed is what the reimager says last when it gives up; done when it has not.
-var (
-	failed   = regexp.MustCompile(`(?m)REIMAGE FAILED: .*$`)
-	panicked = regexp.MustCompile(`(?m)(Kernel panic - not syncing|^panic: |^fatal error: ).*$`)
-)
-
 // expect waits for a line of the console, unless the reimage fails before it.
 func (v *vmT) expect(pattern string, within time.Duration) []string {
 	v.t.Helper()

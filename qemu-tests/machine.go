@@ -30,6 +30,7 @@ import (
 	"os"
 	"path/filepath"
 	"strconv"
+	"strings"
 	"time"
 
 	"reassure/image/command"
@@ -60,6 +61,10 @@ type Machine struct {
 	MAC spec.MAC
 	// NIC is the network card's model, virtio-net-pci unless given.
 	NIC string
+	// FromDisk has it boot from its first disk alone.
+	FromDisk bool
+	// NoReboot has it switch off where it would restart.
+	NoReboot bool
 	// Watch gets the console as it comes, besides the log.
 	Watch io.Writer
 }
@@ -118,6 +123,12 @@ func (m Machine) Arguments(sshPort int) ([]string, error) {
 		"-netdev", fmt.Sprintf("user,id=net,tftp=%s,bootfile=pxelinux.0,hostfwd=tcp:127.0.0.1:%d-%s:22", m.TFTP, sshPort, Address),
 		// The slot is fixed: udev names the card by it, ens3.
 		"-device", fmt.Sprintf("%s,netdev=net,mac=%s,bootindex=0,addr=3", m.NIC, m.MAC),
+	}
+	if m.FromDisk {
+		args[len(args)-1] = strings.Replace(args[len(args)-1], ",bootindex=0", "", 1)
+	}
+	if m.NoReboot {
+		args = append(args, "-no-reboot")
 	}
 	for i, d := range m.Disks {
 		disk, err := d.arguments(i)

@@ -12,44 +12,11 @@ import (
 	"reassure/image/spec"
 )
 
-// smallProfile lays down the small wad, and gives up at the first failure.
-const smallProfile = `
-description: the small wad, for tests
-table: mbr
-partitions:
-  - {name: root, size: rest, filesystem: ext4, label: root, mount: /, bootable: true}
-wads:
-  - {file: small.tar.zst}
-templates:
-  - {path: /etc/hostname, source: site/hostname}
-  - {path: /etc/fstab, source: site/fstab}
-  - {path: /etc/network/interfaces, source: site/interfaces}
-system:
-  authorized_keys: ["{{KEY}}"]
-steps:
-  - name: SSH keys
-    ssh_keys: {host: [ed25519]}
-  - name: boot loader
-    boot_loader: {kind: grub, command_line: "console=tty0 console=ttyS0,115200"}
-on_failure: {retries: 0, then: poweroff}
-`
-
-// smallFiles are the files of a site whose one PC gets the small wad.
-func smallFiles(profile string) map[string]string {
-	return map[string]string{
-		"profiles/small.yaml":     profile,
-		"templates/site/hostname": "exp01\n",
-		"templates/site/fstab":    "UUID=" + spec.Token(spec.TokenUUID, "root") + " / ext4 defaults 0 1\n",
-		"templates/site/interfaces": "auto lo\niface lo inet loopback\n\nauto eth0\niface eth0 inet static\n" +
-			"\taddress " + Address + "\n\tnetmask 255.255.255.0\n\tgateway " + Server + "\n",
-	}
-}
-
 func smallLab(t *testing.T, profile string) *labT {
 	t.Helper()
 	return newLab(t, Setup{
 		Profile: "small",
-		Files:   smallFiles(profile),
+		Files:   SmallFiles(profile),
 		Wads:    map[string]string{"small.tar.zst": wad(t, "small", "small.tar.zst")},
 	})
 }
@@ -101,9 +68,9 @@ func TestRefusals(t *testing.T) {
 			reason: `/dev/vda.*FIRST|FIRST`,
 		},
 		{
-			name:   "a USB stick alone",
-			disks:  []*Disk{{Size: 2 * spec.GiB, Fill: previous, Bus: "usb"}},
-			reason: `(?i)disk`,
+			name:   "a removable disk alone",
+			disks:  []*Disk{{Size: 2 * spec.GiB, Fill: previous, Bus: "scsi", Removable: true, Serial: "STICK"}},
+			reason: `(?i)removable`,
 		},
 		{
 			name: "disk too small", disks: one(),
@@ -144,7 +111,7 @@ func TestRefusals(t *testing.T) {
 			reason: `(?i)small\.tar\.zst`,
 		},
 		{
-			name: "no wad", disks: one(), written: true,
+			name: "no wad", disks: one(),
 			spoil:  func(_ *testing.T, l *labT) { l.Web.Break(Fault{Suffix: ".tar.zst", Status: 404}) },
 			reason: `404`,
 		},
@@ -159,7 +126,7 @@ func TestRefusals(t *testing.T) {
 	for _, test := range tests {
 		t.Run(test.name, func(t *testing.T) {
 			t.Parallel()
-			profile := smallProfile
+			profile := SmallProfile
 			if test.profile != nil {
 				profile = test.profile(profile)
 			}
@@ -217,14 +184,14 @@ func alter(t *testing.T, path string, change func(map[string]any)) {
 	}
 }
 
-// TestStickBesideDisk has a USB stick in the PC, which is never the target.
-func TestStickBesideDisk(t *testing.T) {
+// TestRemovableBesideDisk has a card or a stick in the PC, which is never the target.
+func TestRemovableBesideDisk(t *testing.T) {
 	t.Parallel()
-	lab := smallLab(t, smallProfile)
+	lab := smallLab(t, SmallProfile)
 	lab.publish()
 	lab.decide("remote")
 	disk := &Disk{Size: 2 * spec.GiB, Fill: previous, Bus: "ata"}
-	stick := &Disk{Size: 1 * spec.GiB, Fill: previous, Bus: "usb"}
+	stick := &Disk{Size: 1 * spec.GiB, Fill: previous, Bus: "scsi", Removable: true}
 	if err := stick.Make(filepath.Join(lab.Dir, "stick")); err != nil {
 		t.Fatal(err)
 	}

@@ -82,6 +82,7 @@ func run(ctx context.Context) error {
 		log.Error(err.Error())
 		log.Error("Mend the cause, then press Ctrl-Alt-Del or the power button to start again.")
 	}
+	screen.Flush(2 * time.Second)
 	for {
 		switch finish {
 		case spec.Shell:
@@ -129,7 +130,7 @@ func reimageThis(ctx context.Context, options cmdline.Options, screen *logs.Scre
 		return spec.Hold, err
 	}
 	if err := mount.Early(); err != nil {
-		return spec.Hold, err
+		log.Warn("a mount that may be missed", "error", err)
 	}
 	keys, err := sign.LoadKeyring(os.DirFS(spec.ImageKeys))
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {

@@ -109,8 +109,8 @@ type FileInfo struct {
 
 // Names of the results below Options.Out.
 const (
-	KernelFile    = "bzImage"
-	InitramfsFile = "initramfs.cpio.zst"
+	KernelFile    = bootfiles.Kernel
+	InitramfsFile = bootfiles.Initramfs
 	InfoFile      = "image.json"
 	TFTPRoot      = "tftproot"
 )
@@ -298,7 +298,7 @@ func siteEntries(o Options, k *Kernel, tree *kmod.Tree, chosen *selection) (entr
 // finds out by itself.
 func layOut(ctx context.Context, o Options, k *Kernel, parts []compressed, info *Image) error {
 	root := filepath.Join(o.Out, TFTPRoot)
-	if err := os.MkdirAll(filepath.Join(root, "pxelinux.cfg"), 0o755); err != nil {
+	if err := os.MkdirAll(filepath.Join(root, bootfiles.Folder), 0o755); err != nil {
 		return err
 	}
 	if err := pxelinux(o, root); err != nil {
@@ -407,11 +407,21 @@ next:
 		}
 		return fmt.Errorf("%s is in none of %s: install the Debian packages pxelinux and syslinux-common", name, strings.Join(folders, ", "))
 	}
+	remote, err := bootfiles.PXELinuxRemote(bootfiles.MkImage, bootfiles.RemoteOptions{CommandLine: o.Config.CommandLine})
+	if err != nil {
+		return err
+	}
 	for name, text := range map[string][]byte{
-		"default":     bootfiles.PXELinuxLocal(bootfiles.ByMkimage),
-		"remote.boot": bootfiles.PXELinuxRemote(bootfiles.ByMkimage, bootfiles.Remote{CommandLine: o.Config.CommandLine}),
+		bootfiles.Default: bootfiles.PXELinuxLocal(bootfiles.MkImage),
+		bootfiles.Remote:  remote,
 	} {
-		if err := bootfiles.Replace(filepath.Join(root, "pxelinux.cfg", name), text); err != nil {
+		file := filepath.Join(root, bootfiles.Folder, name)
+		before, err := os.ReadFile(file)
+		if err == nil && bootfiles.WrittenBy(before) != bootfiles.MkImage {
+			o.Log.Info("left alone, for somebody else wrote it: " + file)
+			continue
+		}
+		if err := renameio.WriteFile(file, text, 0o644); err != nil {
 			return err
 		}
 	}

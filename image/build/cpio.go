@@ -71,18 +71,16 @@ func writeEntries(w io.Writer, entries []entry, last string) error {
 		}
 		h := &cpio.Header{Name: e.name, Mode: cpio.TypeReg | 0o644, Links: 1, Size: int64(len(e.data))}
 		switch {
-		case e.link != "":
-			h.Mode, h.Linkname, h.Size = cpio.TypeSymlink|0o777, e.link, int64(len(e.link))
+		case e.link != "": // a link's content is its target
+			h.Mode, e.data, h.Size = cpio.TypeSymlink|0o777, []byte(e.link), int64(len(e.link))
 		case e.executable:
 			h.Mode = cpio.TypeReg | 0o755
 		}
 		if err := header(h); err != nil {
 			return err
 		}
-		if e.link == "" {
-			if _, err := c.Write(e.data); err != nil {
-				return err
-			}
+		if _, err := c.Write(e.data); err != nil {
+			return err
 		}
 	}
 	return c.Close()
@@ -181,13 +179,18 @@ func normalise(w io.Writer, r io.Reader) error {
 			permissions = h.Mode & cpio.ModePerm
 		}
 		h.Mode = h.Mode&^cpio.ModePerm | permissions
+		if h.Linkname != "" { // the reader has taken a link's content already
+			h.Size = int64(len(h.Linkname))
+		}
 		if err := out.WriteHeader(h); err != nil {
 			return err
 		}
 		if h.Linkname != "" {
-			continue
+			_, err = io.WriteString(out, h.Linkname)
+		} else {
+			_, err = io.Copy(out, in)
 		}
-		if _, err := io.Copy(out, in); err != nil {
+		if err != nil {
 			return err
 		}
 	}

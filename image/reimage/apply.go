@@ -33,6 +33,9 @@ func (r *Reimager) apply(ctx context.Context, m *spec.Manifest, plan *spec.Plan)
 	if err != nil {
 		return err
 	}
+	for _, p := range plan.Partitions {
+		r.loadFileSystems(ctx, p.FileSystem)
+	}
 	// A server that lacks a wad is found out while the old system is still whole.
 	streams, err := r.openWads(ctx, m)
 	if err != nil {
@@ -94,11 +97,9 @@ func (r *Reimager) apply(ctx context.Context, m *spec.Manifest, plan *spec.Plan)
 	if err != nil {
 		return err
 	}
-	record := stamp.Stamp{
-		Host: m.Host, Digest: m.Digest, Order: m.Order, Serial: m.Serial, Profile: m.Profile,
-		Started: started.UTC(), Finished: time.Now().UTC(),
-		DiskSerial: plan.Disk.Serial, Image: r.Info.Version,
-	}
+	record := stamp.New(m)
+	record.Started, record.Finished = started.UTC(), time.Now().UTC()
+	record.DiskSerial, record.Image = plan.Disk.Serial, r.Info.Version
 	text, err := record.Marshal()
 	if err != nil {
 		return err
@@ -209,13 +210,19 @@ func (r *Reimager) progressEvents() func(logs.Sample) {
 // runSteps hands over to the chroot helper.
 func (r *Reimager) runSteps(ctx context.Context, m *spec.Manifest, plan *spec.Plan, steps []spec.Step, keys *chroot.Keys, root string) (chroot.Summary, error) {
 	rootPart, bootPart := at(plan, "/"), at(plan, "/boot")
+	byUUID := map[string]string{}
+	for _, p := range plan.Partitions {
+		if p.UUID != "" {
+			byUUID[p.UUID] = p.Device
+		}
+	}
 	summary, err := chroot.Run(ctx, chroot.Options{
-		Root: root, Helper: spec.ImageChrootHelper, Log: r.Log, Keys: keys,
+		Root: root, Helper: spec.ImageChrootHelper, Log: r.Log, Keys: keys, ByUUID: byUUID,
 		Job: chroot.Job{
 			Host: m.Host, System: m.System, Steps: steps,
 			Disk: plan.Disk.Device, Firmware: plan.Firmware, Table: plan.Table,
 			RootUUID: rootPart.UUID, RootPartUUID: rootPart.PartUUID,
-			BootUUID: bootPart.UUID, BootPath: strings.TrimSuffix(within(bootPart, "/boot"), "/"),
+			BootUUID: bootPart.UUID, BootFS: bootPart.FileSystem, BootPath: strings.TrimSuffix(within(bootPart, "/boot"), "/"),
 		},
 		OnResult: func(result chroot.Result) {
 			text := fmt.Sprintf("%s: done", result.Step)

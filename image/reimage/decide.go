@@ -12,7 +12,7 @@ type Installed struct {
 	Disk       spec.Disk
 	Partition  int // number of the partition that holds the stamp, from 1
 	FileSystem string
-	Stamp      stamp.Stamp
+	Stamp      *stamp.Stamp
 	// Whole says that the disk was committed: its boot code or loader is in
 	// place. Without it the stamp speaks of a system that cannot boot.
 	Whole bool
@@ -57,6 +57,9 @@ func Decide(m *spec.Manifest, target spec.Disk, found *Installed, force bool) (D
 		return Decision{Reason: fmt.Sprintf("the software changed: %s is installed, %s is wanted", found.Stamp.Digest.Short(), m.Digest.Short())}, nil
 	case m.Order != "" && m.Order != found.Stamp.Order:
 		return Decision{Reason: fmt.Sprintf("asked for by order %s", m.Order)}, nil
+	}
+	if !found.Stamp.UpToDate(m) { // what the cases above do not put into words
+		return Decision{Reason: "what is installed is not what is wanted"}, nil
 	}
 	return Decision{Keep: found, Reason: fmt.Sprintf("%s already up to date (software %s, installed as %s)", target.Device, m.Digest.Short(), m.Host)}, nil
 }

@@ -34,7 +34,7 @@ func findInstalled(disks []spec.Disk, log *slog.Logger) []Installed {
 				log.Debug("no stamp", "partition", device, "reason", err)
 				continue
 			}
-			s, err := stamp.Parse(text)
+			s, err := stamp.ParseStamp(text)
 			if err != nil {
 				log.Warn("a stamp that cannot be read does not count", "partition", device, "reason", err)
 				continue

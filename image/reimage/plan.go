@@ -9,6 +9,7 @@ import (
 	"strings"
 
 	"reassure/image/reimage/disk"
+	"reassure/image/reimage/mkfs"
 	"reassure/image/spec"
 )
 
@@ -35,6 +36,14 @@ func MakePlan(m *spec.Manifest, facts spec.Facts, target spec.Disk, random io.Re
 	}
 	for _, s := range m.Steps {
 		plan.Steps = append(plan.Steps, s.Name)
+	}
+	for _, p := range placed {
+		if err := mkfs.Available(p.FileSystem); err != nil {
+			return nil, &Refusal{fmt.Errorf("partition %s: %w", p.Name, err)}
+		}
+		if err := mkfs.Check(p.FileSystem, int64(p.Length), mkfs.Options{Label: p.Label, UUID: p.UUID, SectorSize: target.LogicalSector}); err != nil {
+			return nil, &Refusal{fmt.Errorf("partition %s: %w", p.Name, err)}
+		}
 	}
 	// A token that does not resolve is found out now, not on a wiped disk.
 	if _, _, err := expand(m, plan); err != nil {

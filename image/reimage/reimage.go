@@ -28,17 +28,21 @@ import (
 	"fmt"
 	"log/slog"
 	"os"
+	"path/filepath"
 	"runtime/debug"
+	"slices"
 	"strings"
 	"time"
 
 	"reassure/image/fetch"
+	"reassure/image/kmod"
 	"reassure/image/logs"
 	"reassure/image/reimage/cmdline"
 	"reassure/image/reimage/coldplug"
 	"reassure/image/reimage/disk"
 	"reassure/image/reimage/facts"
 	"reassure/image/reimage/local"
+	"reassure/image/reimage/mount"
 	"reassure/image/reimage/netup"
 	"reassure/image/report"
 	"reassure/image/sign"
@@ -59,7 +63,10 @@ type Reimager struct {
 	Ring *logs.Ring
 
 	network *netup.Network // nil until the network is up
-	base    string         // URL of the published tree
+	loader  *coldplug.Loader
+	disks   string // names of the block devices, as of disksAt
+	disksAt time.Time
+	base    string // URL of the published tree
 	facts   spec.Facts
 	reports *report.Client // nil until a manifest names an events URL
 	found   []Installed    // systems on this PC's disks, as of the last look
@@ -142,17 +149,16 @@ func (r *Reimager) tryOnce(ctx context.Context) (finish spec.Finish, m *spec.Man
 	r.Screen.Reset()
 	if r.network == nil {
 		r.phase("hardware")
-		if err := coldplug.Run(ctx, coldplug.Options{Preload: r.Info.Preload, Log: r.Log}); err != nil {
+		if err := r.loadDrivers(ctx); err != nil {
 			return "", nil, err
 		}
 		r.phase("network")
 		r.network, err = netup.Up(ctx, netup.Options{
-			BootIF: r.Options.BootIF, NIC: r.Options.NIC, Static: r.Options.Static, VLAN: r.Options.VLAN, Log: r.Log,
+			NIC: r.Options.NIC, BootMAC: r.Options.BootMAC, Static: r.Options.Static, VLAN: r.Options.VLAN, Log: r.Log,
 		})
 		if err != nil {
 			return "", nil, fmt.Errorf("network: %w", err)
 		}
-		r.Log.Info("network is up", "interface", r.network.Interface, "mac", r.network.MAC, "address", r.network.Address)
 	}
 	r.phase("manifest")
 	m, err = r.fetchManifest(ctx)
@@ -216,6 +222,72 @@ func (r *Reimager) tryOnce(ctx context.Context) (finish spec.Finish, m *spec.Man
 	return m.Finish, m, nil
 }
 
+// hardwareTime is how long the network card and a disk may take to appear.
+const hardwareTime = 30 * time.Second
+
+// loadDrivers loads the modules for what is in the PC, until its network card
+// and a disk are there.
+func (r *Reimager) loadDrivers(ctx context.Context) error {
+	folder := filepath.Join(spec.ImageModules, r.Info.Kernel)
+	index, err := kmod.ReadIndex(os.DirFS(folder))
+	if err != nil {
+		return fmt.Errorf("kernel modules of the image: %w", err)
+	}
+	preload := r.Info.Preload
+	if r.Options.VLAN != 0 {
+		preload = append(slices.Clone(preload), "8021q")
+	}
+	if _, err := os.Stat("/sys/firmware/efi"); err == nil {
+		preload = append(slices.Clone(preload), "efivarfs")
+	}
+	card := netup.Options{NIC: r.Options.NIC, BootMAC: r.Options.BootMAC}
+	r.loader, err = coldplug.Run(ctx, coldplug.Options{
+		Index: index, Folder: folder, Preload: preload,
+		Parameters: r.Options.ModuleParameters, Blacklist: r.Options.Blacklist, Log: r.Log,
+	}, hardwareTime, func() bool { return netup.Present(card) && len(diskNames()) > 0 })
+	r.disks, r.disksAt = diskNames(), time.Now()
+	if err := mount.Early(); err != nil { // efivarfs may be a module
+		r.Log.Warn("a mount that may be missed", "error", err)
+	}
+	return err
+}
+
+// diskNames are the block devices that the kernel shows, as one text.
+func diskNames() string {
+	found, _ := filepath.Glob("/sys/block/*/device") // virtual ones have none
+	return strings.Join(found, " ")
+}
+
+// settleTime is how long the disks must have been the same before one is chosen.
+const settleTime = time.Second
+
+// settleDisks waits until no disk has appeared for a while: a rule such as "the
+// only one" must have seen all of them. The network has usually taken longer.
+func (r *Reimager) settleDisks(ctx context.Context) error {
+	for {
+		now := diskNames()
+		if now == r.disks && time.Since(r.disksAt) >= settleTime {
+			return nil
+		}
+		if now != r.disks {
+			r.disks, r.disksAt = now, time.Now()
+		}
+		if err := sleep(ctx, settleTime/10); err != nil {
+			return err
+		}
+	}
+}
+
+// loadFileSystems loads the modules of file systems, which mount(2) would ask
+// modprobe for.
+func (r *Reimager) loadFileSystems(ctx context.Context, kinds ...string) {
+	for _, k := range kinds {
+		if k == spec.XFS || k == spec.Btrfs { // the others are loaded at the start
+			r.loader.Load(ctx, k)
+		}
+	}
+}
+
 // needed is the least that a disk must hold for the layout.
 func needed(m *spec.Manifest) spec.Size {
 	need := 2 * spec.MiB // table, alignment, and the backup table at the end
@@ -228,13 +300,12 @@ func needed(m *spec.Manifest) spec.Size {
 // goLocal goes on into an installed system, without writing to its disk.
 func (r *Reimager) goLocal(ctx context.Context, i Installed) (spec.Finish, *spec.Manifest, error) {
 	r.flush(ctx)
-	err := local.Boot(ctx, local.System{
-		Disk: i.Disk.Device, Root: disk.PartitionDevice(i.Disk.Device, i.Partition), FileSystem: i.FileSystem,
-		Firmware: r.facts.Firmware, Log: r.Log,
-	})
 	// It returns only when it could not.
-	return "", nil, refuse("the system on %s could not be started from here: %w; tell the boot server that this PC boots from its own disk: reassure switch %s local",
-		i.Disk.Device, err, i.Stamp.Host)
+	err := local.Boot(ctx, local.Options{
+		Host: i.Stamp.Host, Firmware: r.facts.Firmware, Disk: i.Disk, Log: r.Log,
+		Before: func(string) { r.Screen.Flush(2 * time.Second) },
+	})
+	return "", nil, &Refusal{err}
 }
 
 // fetchManifest gets the manifest for the card that the PC booted from, and
@@ -282,11 +353,19 @@ func (r *Reimager) fetcher() *fetch.Client { return &fetch.Client{Log: r.Log} }
 
 // look finds out what the PC is and what is on its disks.
 func (r *Reimager) look(ctx context.Context) error {
+	if err := r.settleDisks(ctx); err != nil {
+		return err
+	}
 	var err error
 	r.facts = facts.Collect(os.DirFS("/"), r.Options.BootMAC)
 	r.facts.Disks, err = disk.List(ctx, disk.System{})
 	if err != nil {
 		return fmt.Errorf("list the disks: %w", err)
+	}
+	for _, d := range r.facts.Disks {
+		for _, c := range d.Contents {
+			r.loadFileSystems(ctx, c.Kind)
+		}
 	}
 	r.found = findInstalled(r.facts.Disks, r.Log)
 	return nil

@@ -49,7 +49,7 @@ func TestDecide(t *testing.T) {
 	m := manifest()
 	installed := func(spoil func(*Installed)) *Installed {
 		i := &Installed{Disk: target(), Partition: 3, Whole: true,
-			Stamp: stamp.Stamp{Host: m.Host, Digest: m.Digest, Serial: m.Serial}}
+			Stamp: stamp.New(m)}
 		if spoil != nil {
 			spoil(i)
 		}

@@ -1,5 +1,8 @@
 package spec
 
+// Version is ReAssure's own.
+const Version = "0.1"
+
 // Where the parts of the image and of an installed system find each other. The
 // build wing writes the first group, the reimage wing reads it.
 const (

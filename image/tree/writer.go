@@ -235,7 +235,7 @@ func (w *Writer) Device(e *Entry) error {
 	}
 	// The kernel's own limits: linux/kdev_t.h, MINORBITS 20.
 	if e.Major >= 1<<12 || e.Minor >= 1<<20 {
-		return fmt.Errorf("Linux has no device numbers %d, %d", e.Major, e.Minor)
+		return fmt.Errorf("no device on Linux has the numbers %d, %d", e.Major, e.Minor)
 	}
 	number := int(unix.Mkdev(e.Major, e.Minor))
 	return w.node(e, func(at name) error { return unix.Mknodat(at.folder.fd, at.base, kind|0o600, number) })

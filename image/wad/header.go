@@ -40,10 +40,10 @@ func entry(h *tar.Header) (*tree.Entry, []lateACL, error) {
 		return nil, nil, err
 	}
 	if h.Uid < 0 || h.Uid >= math.MaxUint32 || h.Gid < 0 || h.Gid >= math.MaxUint32 {
-		return nil, nil, fmt.Errorf("Linux has no owner %d:%d", h.Uid, h.Gid)
+		return nil, nil, fmt.Errorf("no owner on Linux has the numbers %d:%d", h.Uid, h.Gid)
 	}
 	if h.Devmajor < 0 || h.Devmajor > math.MaxUint32 || h.Devminor < 0 || h.Devminor > math.MaxUint32 {
-		return nil, nil, fmt.Errorf("Linux has no device numbers %d, %d", h.Devmajor, h.Devminor)
+		return nil, nil, fmt.Errorf("no device on Linux has the numbers %d, %d", h.Devmajor, h.Devminor)
 	}
 	e := &tree.Entry{
 		Path: path, Mode: uint32(h.Mode & 0o7777), UID: uint32(h.Uid), GID: uint32(h.Gid),

@@ -90,7 +90,6 @@ type job struct {
 	sparse bool
 	whole  part
 	parts  chan part // of a file that is larger than a slab, or sparse; closed after the last
-	sent   int64
 }
 
 // send passes on a part of a large file; the part is released in any case.

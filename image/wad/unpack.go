@@ -5,6 +5,7 @@ import (
 	"bytes"
 	"compress/bzip2"
 	"context"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"io"
@@ -12,6 +13,7 @@ import (
 	"github.com/klauspost/compress/gzip"
 	"github.com/klauspost/compress/zstd"
 	"github.com/ulikunitz/xz"
+	"github.com/ulikunitz/xz/lzma"
 )
 
 const (
@@ -47,13 +49,18 @@ func (w *wire) failure() error {
 	return w.err
 }
 
+// refusal is an error of ours about data that need not be damaged.
+type refusal struct{ error }
+
+func (r refusal) Unwrap() error { return r.error }
+
 // decompressor finds out by its first bytes what r is.
 func decompressor(r *bufio.Reader) (plain io.Reader, format string, stop func(), err error) {
 	stop = func() {}
 	head, err := r.Peek(6)
 	if len(head) == 0 {
 		if err == io.EOF {
-			err = fmt.Errorf("the wad is empty: %w", io.ErrUnexpectedEOF)
+			err = refusal{fmt.Errorf("the wad is empty: %w", io.ErrUnexpectedEOF)}
 		}
 		return nil, "", stop, err
 	}
@@ -64,6 +71,10 @@ func decompressor(r *bufio.Reader) (plain io.Reader, format string, stop func(),
 	case has("BZh"):
 		return bzip2.NewReader(r), "bzip2", stop, nil
 	case has("\xfd7zXZ\x00"):
+		head, _ = r.Peek(64)
+		if size := xzDictionary(head); size > maxWindow {
+			return nil, "xz", stop, refusal{fmt.Errorf("the wad's xz dictionary of %d MiB is too large for small PCs: at most %d MiB are accepted, so pack it with xz -9 or below", size>>20, maxWindow>>20)}
+		}
 		plain, err = xz.NewReader(r)
 		return plain, "xz", stop, err
 	case has("\x28\xb5\x2f\xfd"), len(head) >= 4 && head[0]&0xf0 == 0x50 && has(string(head[:1])+"\x2a\x4d\x18"):
@@ -73,9 +84,36 @@ func decompressor(r *bufio.Reader) (plain io.Reader, format string, stop func(),
 		}
 		return d, "zstd", d.Close, nil
 	case has("\x04\x22\x4d\x18"), has("LZIP"), has("\x1f\x9d"), has("PK\x03\x04"), has("7z\xbc\xaf"), has("\x89LZO"):
-		return nil, "", stop, errors.New("the wad is compressed in a way that is not read here: compress it by zstd")
+		return nil, "", stop, refusal{errors.New("the wad is compressed in a way that is not read here: compress it by zstd")}
 	}
 	return r, "tar", stop, nil
+}
+
+// xzDictionary reads from the start of an xz file how large a dictionary its
+// first block wants; 0 if that cannot be seen, which xz itself will judge. Later
+// blocks are made with the same settings by every program that is known.
+// (The .xz file format, 2.1.1 and 3.1.)
+func xzDictionary(head []byte) int64 {
+	const streamHeader = 12
+	if len(head) < streamHeader+2 {
+		return 0
+	}
+	flags, rest := head[streamHeader+1], head[streamHeader+2:]
+	for _, present := range []byte{0x40, 0x80} { // compressed size, uncompressed size
+		if flags&present != 0 {
+			_, n := binary.Uvarint(rest)
+			rest = rest[max(n, 0):]
+		}
+	}
+	const lzma2 = 0x21
+	if flags&3 != 0 || len(rest) < 3 || rest[0] != lzma2 || rest[1] != 1 {
+		return 0
+	}
+	size, err := lzma.DecodeDictCap(rest[2])
+	if err != nil {
+		return 0
+	}
+	return size
 }
 
 // ahead decompresses on a goroutine of its own, a few chunks ahead of who reads.
@@ -153,7 +191,10 @@ func conclude(w *wire, r *bufio.Reader, format string, err error) error {
 	if failure := w.failure(); failure != nil {
 		return failure // the cause; what the decompressor says is the effect
 	}
+	var refused refusal
 	switch {
+	case errors.As(err, &refused):
+		return err
 	case errors.Is(err, zstd.ErrWindowSizeExceeded):
 		return fmt.Errorf("decompress %s: %w: at most %d MiB are accepted, so pack it without --long above 27", format, err, maxWindow>>20)
 	case w.err == io.EOF && (errors.Is(err, io.ErrUnexpectedEOF) || errors.Is(err, io.EOF)):

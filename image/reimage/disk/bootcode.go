@@ -7,8 +7,6 @@ import (
 	"fmt"
 	"os"
 
-	"golang.org/x/sys/unix"
-
 	"reassure/image/spec"
 )
 
@@ -128,18 +126,6 @@ func (t *Target) coreRoom() (at, room int64, err error) {
 		}
 	}
 	return 0, 0, fmt.Errorf("%s has no partition of type %s", t.plan.Disk, spec.TypeBIOSBoot)
-}
-
-// forget drops what the kernel has cached of the disk, so that the next read
-// comes from the disk itself.
-func (t *Target) forget() error {
-	if info, err := t.f.Stat(); err != nil || info.Mode()&os.ModeDevice == 0 {
-		return err
-	}
-	if _, _, errno := unix.Syscall(unix.SYS_IOCTL, t.f.Fd(), unix.BLKFLSBUF, 0); errno != 0 {
-		return fmt.Errorf("flush the buffers of %s: %w", t.plan.Disk, errno)
-	}
-	return nil
 }
 
 // Committed says whether a disk's LBA 0 holds boot code other than the stub.

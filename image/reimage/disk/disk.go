@@ -21,10 +21,6 @@ import (
 	"fmt"
 	"io"
 	"os"
-	"path/filepath"
-	"strconv"
-	"strings"
-	"time"
 
 	"github.com/diskfs/go-diskfs/backend"
 	"github.com/diskfs/go-diskfs/backend/file"
@@ -173,49 +169,4 @@ func (t *Target) flush() error {
 		return fmt.Errorf("flush %s: %w", t.plan.Disk, err)
 	}
 	return nil
-}
-
-// nodeDeadline is how long the kernel may take to show new partitions.
-const nodeDeadline = 20 * time.Second
-
-// waitForNodes waits until the kernel shows every partition of the plan, in the
-// right place, and its device is there.
-func (t *Target) waitForNodes() error {
-	if info, err := t.f.Stat(); err != nil || info.Mode()&os.ModeDevice == 0 {
-		return err // a regular file has no partition devices
-	}
-	deadline := time.Now().Add(nodeDeadline)
-	for _, p := range t.plan.Partitions {
-		for {
-			err := shown(p)
-			if err == nil {
-				break
-			}
-			if time.Now().After(deadline) {
-				return fmt.Errorf("the kernel does not show partition %s (%s): %w", p.Name, p.Device, err)
-			}
-			time.Sleep(20 * time.Millisecond)
-		}
-	}
-	return nil
-}
-
-// shown says whether sysfs and /dev show a partition as the plan has it.
-func shown(p spec.Placed) error {
-	for name, want := range map[string]uint64{"start": p.Start, "size": p.Length} {
-		text, err := os.ReadFile(filepath.Join("/sys/class/block", filepath.Base(p.Device), name))
-		if err != nil {
-			return err
-		}
-		// sysfs counts in units of 512 bytes, whatever the disk's sectors are.
-		units, err := strconv.ParseUint(strings.TrimSpace(string(text)), 10, 55)
-		if err != nil {
-			return err
-		}
-		if units*512 != want {
-			return fmt.Errorf("its %s is %d bytes, not %d", name, units*512, want)
-		}
-	}
-	_, err := os.Stat(p.Device)
-	return err
 }

@@ -8,8 +8,7 @@ import (
 	"math"
 	"slices"
 
-	diskfs "github.com/diskfs/go-diskfs/disk"
-	"github.com/diskfs/go-diskfs/partition"
+	"github.com/diskfs/go-diskfs/backend"
 	"github.com/diskfs/go-diskfs/partition/gpt"
 	"github.com/diskfs/go-diskfs/partition/mbr"
 
@@ -29,14 +28,17 @@ func (t *Target) WriteTable(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("partition table for %s: %w", t.plan.Disk, err)
 	}
-	d := &diskfs.Disk{Backend: t.backend, Size: t.size, LogicalBlocksize: t.sector, PhysicalBlocksize: int64(t.plan.Disk.PhysicalSector)}
+	file, err := t.backend.Writable()
+	if err != nil {
+		return fmt.Errorf("partition table for %s: %w", t.plan.Disk, err)
+	}
 	// The signature is there first, for the kernel reads it with the table.
 	if t.plan.Table == spec.MBR {
 		if err := t.writeSignature(); err != nil {
 			return err
 		}
 	}
-	if err := d.Partition(table); err != nil {
+	if err := table.Write(file, t.size); err != nil {
 		return fmt.Errorf("partition table for %s: %w", t.plan.Disk, err)
 	}
 	if t.plan.Table == spec.GPT {
@@ -45,6 +47,9 @@ func (t *Target) WriteTable(ctx context.Context) error {
 		}
 	}
 	if err := t.flush(); err != nil {
+		return err
+	}
+	if err := t.tellKernel(); err != nil {
 		return err
 	}
 	return t.waitForNodes()
@@ -79,7 +84,12 @@ var mbrTypes = map[string]mbr.Type{spec.TypeLinux: 0x83, spec.TypeSwap: 0x82, sp
 // legacyBootable is bit 2 of a GPT entry's attributes (UEFI 2.10, table 5.8).
 const legacyBootable = 1 << 2
 
-func (t *Target) table() (partition.Table, error) {
+// writer is a partition table of the library.
+type writer interface {
+	Write(f backend.WritableFile, size int64) error
+}
+
+func (t *Target) table() (writer, error) {
 	sector := uint64(t.sector)
 	if t.plan.Table == spec.GPT {
 		table := &gpt.Table{LogicalSectorSize: int(t.sector), PhysicalSectorSize: int(t.sector), GUID: t.plan.DiskID, ProtectiveMBR: true}

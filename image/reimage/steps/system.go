@@ -1,0 +1,172 @@
+package steps
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"regexp"
+	"strconv"
+	"strings"
+	"time"
+)
+
+// leftovers are what belongs to the machine that a wad was made on.
+var leftovers = []string{
+	"/var/lib/dbus/machine-id",
+	// Random seeds: two PCs with the same one are two PCs with the same keys.
+	"/var/lib/systemd/random-seed", "/var/lib/systemd/credential.secret", "/var/lib/urandom/random-seed",
+	"/var/lib/misc/random-seed", "/var/lib/random-seed", "/var/lib/seedrng/*", "/loader/random-seed", "/boot/loader/random-seed",
+	// Names of its network cards, but not those that our own templates give.
+	"/etc/udev/rules.d/*persistent-net*.rules", "/etc/udev/rules.d/*persistent-cd*.rules",
+	// DHCP leases.
+	"/var/lib/dhcp/*.lease*", "/var/lib/dhclient/*.lease*", "/var/lib/dhcpcd/*.lease*", "/var/db/dhcpcd/*.lease*",
+	"/var/lib/dhcpcd/duid", "/var/lib/NetworkManager/*.lease", "/var/lib/NetworkManager/secret_key", "/run/systemd/netif/leases/*",
+	// SSH host keys.
+	"/etc/ssh/ssh_host_*key", "/etc/ssh/ssh_host_*key.pub", "/etc/dropbear/*_host_key",
+}
+
+// scrub takes away what must never survive from a wad into a PC.
+func (t tree) scrub() error {
+	if err := t.remove(leftovers...); err != nil {
+		return err
+	}
+	// systemd makes a new machine-id on first boot where the file is empty;
+	// without one it cannot where / is read-only. Elsewhere dbus makes it.
+	if info, err := os.Lstat(t.at("/etc/machine-id")); err == nil && info.Mode().IsRegular() {
+		return os.Truncate(t.at("/etc/machine-id"), 0)
+	}
+	return nil
+}
+
+// settings tells the new system what every system must be told.
+func (r *runner) settings() error {
+	s := r.job.System
+	var failed []error
+	do := func(what string, wanted bool, set func() error) {
+		if !wanted {
+			return
+		}
+		if err := set(); err != nil {
+			failed = append(failed, fmt.Errorf("%s: %w", what, err))
+		}
+	}
+	do("root's password", s.RootPasswordHash != "", func() error { return r.password("root", s.RootPasswordHash) })
+	do("root's authorized keys", len(s.AuthorizedKeys) > 0, func() error {
+		if err := r.folder("/root", 0o700); err != nil {
+			return err
+		}
+		if err := r.folder("/root/.ssh", 0o700); err != nil {
+			return err
+		}
+		return r.write("/root/.ssh/authorized_keys", strings.Join(s.AuthorizedKeys, "\n")+"\n", 0o600, 0, 0)
+	})
+	do("time zone", s.Timezone != "", func() error { return r.timezone(s.Timezone) })
+	do("locale", s.Locale != "", func() error { return r.locale(s.Locale) })
+	do("keymap", s.Keymap != "", func() error { return r.keymap(s.Keymap) })
+	return errors.Join(failed...)
+}
+
+// password puts a hash into /etc/shadow (shadow(5)).
+func (t tree) password(user, hash string) error {
+	day := strconv.FormatInt(time.Now().Unix()/86400, 10)
+	return t.rewrite("/etc/shadow", func(text string) (string, error) {
+		lines := strings.Split(text, "\n")
+		for i, line := range lines {
+			fields := strings.Split(line, ":")
+			if fields[0] == user && len(fields) >= 3 {
+				fields[1], fields[2] = hash, day
+				lines[i] = strings.Join(fields, ":")
+				return strings.Join(lines, "\n"), nil
+			}
+		}
+		return "", fmt.Errorf("it has no line for %s", user)
+	})
+}
+
+func (t tree) systemd() bool {
+	return t.has("/usr/lib/systemd/systemd", "/lib/systemd/systemd") && t.has("/etc/systemd/system")
+}
+func (t tree) openrc() bool { return t.has("/sbin/openrc", "/usr/sbin/openrc") }
+func (t tree) debian() bool { return t.has("/etc/debian_version") }
+
+// timezone follows tzdata: /etc/localtime is a link into its folder, and Debian
+// and Gentoo keep the name in /etc/timezone as well.
+func (t tree) timezone(zone string) error {
+	file := filepath.Join("/usr/share/zoneinfo", zone)
+	if !t.has(file) {
+		return fmt.Errorf("%s is not in this system: its wad lacks tzdata, or there is no such zone", file)
+	}
+	if err := t.symlink("/etc/localtime", file); err != nil {
+		return err
+	}
+	if t.has("/etc/timezone") || t.debian() || t.openrc() {
+		return t.write("/etc/timezone", zone+"\n", 0o644, 0, 0)
+	}
+	return nil
+}
+
+func (t tree) locale(name string) error {
+	line := "LANG=" + name + "\n"
+	if t.debian() {
+		return t.write("/etc/default/locale", line, 0o644, 0, 0)
+	}
+	if t.openrc() {
+		return t.write("/etc/env.d/02locale", line, 0o644, 0, 0)
+	}
+	return t.write("/etc/locale.conf", line, 0o644, 0, 0)
+}
+
+func (t tree) keymap(name string) error {
+	var err error
+	if t.debian() {
+		layout, variant, _ := strings.Cut(name, "-")
+		err = t.write("/etc/default/keyboard", fmt.Sprintf("XKBMODEL=\"pc105\"\nXKBLAYOUT=%q\nXKBVARIANT=%q\nXKBOPTIONS=\"\"\nBACKSPACE=\"guess\"\n", layout, variantOf(variant)), 0o644, 0, 0)
+	}
+	if t.systemd() {
+		err = errors.Join(err, t.write("/etc/vconsole.conf", "KEYMAP="+name+"\n", 0o644, 0, 0))
+	}
+	if t.openrc() {
+		err = errors.Join(err, t.setVariable("/etc/conf.d/keymaps", "keymap", name))
+	}
+	return err
+}
+
+// variantOf leaves out the end of console keymap names ("de-latin1") that is no
+// XKB variant.
+func variantOf(s string) string {
+	if strings.HasPrefix(s, "latin") {
+		return ""
+	}
+	return s
+}
+
+// setVariable sets NAME="value" in a file of shell assignments: in place of the
+// line that sets it now, commented out or not, else at the end. A file that is
+// not there is made.
+func (t tree) setVariable(p, name, value string) error {
+	line := fmt.Sprintf("%s=%q", name, value)
+	set := func(text string) (string, error) {
+		re := regexp.MustCompile(`(?m)^[ \t]*#?[ \t]*` + regexp.QuoteMeta(name) + `=.*$`)
+		done := false
+		text = re.ReplaceAllStringFunc(text, func(string) string {
+			if done {
+				return "#" // a second setting would win
+			}
+			done = true
+			return line
+		})
+		if !done {
+			if text != "" && !strings.HasSuffix(text, "\n") {
+				text += "\n"
+			}
+			text += line + "\n"
+		}
+		return text, nil
+	}
+	if !t.has(p) {
+		text, _ := set("") // never fails
+		return t.write(p, text, 0o644, 0, 0)
+	}
+	return t.rewrite(p, set)
+}
