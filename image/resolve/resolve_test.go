@@ -97,6 +97,9 @@ func mustResolve(t *testing.T, dir string) map[string]*spec.Manifest {
 // a person has looked at. With -update they are written anew.
 func TestReadyProfiles(t *testing.T) {
 	for host, m := range mustResolve(t, site(t, nil)) {
+		if want := map[string]string{"exp01": "gentoo-reassure", "exp02": "debian"}[host]; m.Profile != want {
+			t.Fatalf("%s has the profile %q, not %q", host, m.Profile, want)
+		}
 		got, err := json.MarshalIndent(m, "", "  ")
 		if err != nil {
 			t.Fatal(err)
