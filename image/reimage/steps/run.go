@@ -25,7 +25,7 @@ func (r *runner) exec(ctx context.Context, stdin *os.File, text string, extra []
 	if err != nil {
 		return err
 	}
-	c := command.Command{Args: append([]string{program}, args[1:]...), Dir: r.at("/"), Env: append(environment[:len(environment):len(environment)], extra...), Stdout: &r.output, Stderr: &r.output}
+	c := command.Command{Args: append([]string{program}, args[1:]...), Dir: r.at("/"), Env: append(environment[:len(environment):len(environment)], extra...), Stdout: r.output, Stderr: r.output}
 	switch {
 	case stdin != nil:
 		c.Stdin = stdin

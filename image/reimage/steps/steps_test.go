@@ -435,6 +435,23 @@ func TestRunReports(t *testing.T) {
 	}
 }
 
+// TestBothOutputsAtOnce: no line of either may be lost or torn by the other.
+func TestBothOutputsAtOnce(t *testing.T) {
+	script := "i=0; while [ $i -lt 100 ]; do echo out; echo err >&2; i=$((i+1)); done"
+	job := Job{Steps: []spec.Step{{Name: "both", Run: &spec.Run{Command: []string{"/bin/sh", "-c", script}}}}}
+	var last Result
+	if err := Run(t.Context(), string(plant(t, nil)), job, func(r Result) { last = r }); err != nil {
+		t.Fatal(err)
+	}
+	counts := map[string]int{}
+	for _, line := range last.Output {
+		counts[line]++
+	}
+	if diff := cmp.Diff(map[string]int{"out": 100, "err": 100}, counts); diff != "" {
+		t.Errorf("lines (-want +got):\n%s", diff)
+	}
+}
+
 func TestMainSpeaksJSON(t *testing.T) {
 	root := plant(t, nil)
 	text, _ := json.Marshal(Job{Steps: []spec.Step{{Name: "link", Symlink: &spec.Symlink{Path: "/l", Target: "x"}}, {Name: "odd"}}})
