@@ -40,6 +40,17 @@ func TestTimeoutKillsChildren(t *testing.T) {
 	}
 }
 
+func TestDaemonLeftBehindIsNoFailure(t *testing.T) {
+	start := time.Now()
+	out, err := Command{Args: []string{"sh", "-c", "sleep 30 & echo started"}}.Output(context.Background())
+	if err != nil || string(out) != "started\n" || time.Since(start) > 20*time.Second {
+		t.Errorf("after %v: %q, %v", time.Since(start), out, err)
+	}
+	if err := (Command{Args: []string{"sh", "-c", "sleep 30 & exit 3"}, Stdout: new(bytes.Buffer)}).Run(context.Background()); err == nil {
+		t.Error("the exit status was lost")
+	}
+}
+
 func TestErrorKeepsTheEndOfStderr(t *testing.T) {
 	var all bytes.Buffer
 	err := Command{Args: []string{"sh", "-c", "head -c 100000 /dev/zero | tr '\\0' x >&2; echo end >&2; false"}, Stderr: &all}.Run(context.Background())
