@@ -59,6 +59,17 @@ func TestErrorKeepsTheEndOfStderr(t *testing.T) {
 	}
 }
 
+func TestOnePipeKeepsTheOrder(t *testing.T) {
+	var both bytes.Buffer
+	script := "i=0; while [ $i -lt 50 ]; do echo out; echo err >&2; i=$((i+1)); done"
+	if err := (Command{Args: []string{"sh", "-c", script}, Stdout: &both, Stderr: &both}).Run(context.Background()); err != nil {
+		t.Fatal(err)
+	}
+	if want := strings.Repeat("out\nerr\n", 50); both.String() != want {
+		t.Errorf("got %q", both.String())
+	}
+}
+
 func TestQuote(t *testing.T) {
 	if got, want := Quote([]string{"a", "b c", "it's", ""}), `a 'b c' 'it'\''s' ''`; got != want {
 		t.Errorf("Quote = %s; want %s", got, want)

@@ -101,6 +101,9 @@ func TestEdit(t *testing.T) {
 		{"no match, optional", spec.Edit{Replace: []spec.Replacement{{Match: "GATEWAY", With: "x", Optional: true}}}, before, ""},
 		{"append", spec.Edit{Append: "more"}, before + "more\n", ""},
 		{"append what is there", spec.Edit{Append: "# IPADDR\n"}, before, ""},
+		{"append what is there at the end", spec.Edit{Append: "ip=IPADDR"}, before, ""},
+		{"append what is there commented out", spec.Edit{Append: "IPADDR"}, before + "IPADDR\n", ""},
+		{"append what a longer line begins with", spec.Edit{Append: "ip=IP"}, before + "ip=IP\n", ""},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			r := plant(t, map[string]string{"etc/conf": before})
@@ -139,8 +142,14 @@ func TestRemove(t *testing.T) {
 		t.Errorf("left (-want +got):\n%s", diff)
 	}
 	for _, p := range []string{"/", "/*/..", "/a/.."} {
-		if err := r.remove(p); err == nil && !r.has("/a/keep") {
-			t.Fatalf("%q removed the whole system", p)
+		if err := r.remove(p); err == nil || !r.has("/a/keep") {
+			t.Fatalf("%q: %v; want a refusal", p, err)
+		}
+	}
+	lent := plant(t, map[string]string{"bin/sh": "", "dev/sda": "", "proc/1/": "", "sys/x": ""})
+	for _, p := range []string{"/dev/sd*", "/dev", "/*", "/proc/1", "/sys/x"} {
+		if err := lent.remove(p); err == nil || !lent.has("/dev/sda") || !lent.has("/bin/sh") {
+			t.Errorf("%q: %v; want a refusal: these are the reimager's", p, err)
 		}
 	}
 }
@@ -329,8 +338,35 @@ func TestKeysAndKnownHosts(t *testing.T) {
 	if err := r.knownHosts(&spec.KnownHosts{OwnKeys: true, Names: names}); err != nil || r.mustRead(t, "/root/.ssh/known_hosts") != own {
 		t.Errorf("%v: known_hosts is %q", err, r.mustRead(t, "/root/.ssh/known_hosts"))
 	}
+	if err := r.sshKeys(&spec.SSHKeys{Host: []string{"rsa"}, User: "ed25519", UserPath: "/etc/ssh/root_key"}); err != nil || mode(t, r.at("/etc/ssh")) != os.ModeDir|0o755 {
+		t.Errorf("%v: a key's folder that was there has mode %v", err, mode(t, r.at("/etc/ssh")))
+	}
 	if err := r.sshKeys(&spec.SSHKeys{}); err == nil || !strings.Contains(err.Error(), "ecdsa") {
 		t.Errorf("a key that was not made: %v", err)
+	}
+}
+
+// TestKnownHostsOwner: what NX's user had is still that user's.
+func TestKnownHostsOwner(t *testing.T) {
+	if os.Getuid() != 0 {
+		t.Fatal("this test gives files away: run it as root")
+	}
+	r := &runner{tree: plant(t, map[string]string{"home/nx/.ssh/known_hosts": "old\n", "home/other/": "", "etc/ssh/ssh_host_rsa_key.pub": "ssh-rsa BBBB root@exp01\n"})}
+	for p, uid := range map[string]int{"/home/nx": 101, "/home/nx/.ssh": 101, "/home/nx/.ssh/known_hosts": 102, "/home/other": 103} {
+		if err := os.Chown(r.at(p), uid, uid+100); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for p, uid := range map[string]int{"/home/nx/.ssh/known_hosts": 102, "/home/nx/.ssh/known_hosts2": 101, "/home/other/.ssh/known_hosts": 103} {
+		if err := r.knownHosts(&spec.KnownHosts{Path: p, OwnKeys: true, Names: []string{"a"}}); err != nil {
+			t.Fatal(err)
+		}
+		if u, g, err := r.owner(p); err != nil || u != uid || g != uid+100 || r.mustRead(t, p) != "a ssh-rsa BBBB\n" {
+			t.Errorf("%s: owner %d:%d, %v, %q; want %d:%d", p, u, g, err, r.mustRead(t, p), uid, uid+100)
+		}
+	}
+	if u, g, _ := r.owner("/home/other/.ssh"); u != 103 || g != 203 {
+		t.Errorf("a new .ssh is %d:%d", u, g)
 	}
 }
 
@@ -435,19 +471,16 @@ func TestRunReports(t *testing.T) {
 	}
 }
 
-// TestBothOutputsAtOnce: no line of either may be lost or torn by the other.
-func TestBothOutputsAtOnce(t *testing.T) {
-	script := "i=0; while [ $i -lt 100 ]; do echo out; echo err >&2; i=$((i+1)); done"
+// TestOutputKeepsItsOrder: standard output and standard error are told as a
+// terminal would show them.
+func TestOutputKeepsItsOrder(t *testing.T) {
+	script := "i=0; while [ $i -lt 50 ]; do echo out; echo err >&2; i=$((i+1)); done"
 	job := Job{Steps: []spec.Step{{Name: "both", Run: &spec.Run{Command: []string{"/bin/sh", "-c", script}}}}}
 	var last Result
 	if err := Run(t.Context(), string(plant(t, nil)), job, func(r Result) { last = r }); err != nil {
 		t.Fatal(err)
 	}
-	counts := map[string]int{}
-	for _, line := range last.Output {
-		counts[line]++
-	}
-	if diff := cmp.Diff(map[string]int{"out": 100, "err": 100}, counts); diff != "" {
+	if diff := cmp.Diff(slices.Repeat([]string{"out", "err"}, 50), last.Output); diff != "" {
 		t.Errorf("lines (-want +got):\n%s", diff)
 	}
 }

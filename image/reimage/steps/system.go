@@ -53,10 +53,7 @@ func (r *runner) settings() error {
 	}
 	do("root's password", s.RootPasswordHash != "", func() error { return r.password("root", s.RootPasswordHash) })
 	do("root's authorized keys", len(s.AuthorizedKeys) > 0, func() error {
-		if err := r.folder("/root", 0o700); err != nil {
-			return err
-		}
-		if err := r.folder("/root/.ssh", 0o700); err != nil {
+		if err := r.sshFolder("/root/.ssh"); err != nil {
 			return err
 		}
 		return r.write("/root/.ssh/authorized_keys", strings.Join(s.AuthorizedKeys, "\n")+"\n", 0o600, 0, 0)
