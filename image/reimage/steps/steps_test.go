@@ -273,17 +273,41 @@ func TestSettings(t *testing.T) {
 		t.Errorf("keyboard is %q", got)
 	}
 
+	// A clock that is behind: the wad's day stays, and is never 0.
+	for _, c := range []struct {
+		line string
+		now  time.Time
+		want string
+	}{
+		{"root:*:19000:0:99999:7:::", time.Unix(0, 0), "19000"},
+		{"root:*::0:99999:7:::", time.Unix(0, 0), "1"},
+		{"root:*:0:0:99999:7:::", time.Unix(86400*20000+5, 0), "20000"},
+	} {
+		r := plant(t, map[string]string{"etc/shadow": c.line + "\n"})
+		err := r.password("root", "$6$a$b", c.now)
+		if f := strings.Split(r.mustRead(t, "/etc/shadow"), ":"); err != nil || f[1] != "$6$a$b" || f[2] != c.want {
+			t.Errorf("%q at %v became %q, %v", c.line, c.now, f, err)
+		}
+	}
+	folder := plant(t, map[string]string{"usr/share/zoneinfo/Europe/": ""})
+	if err := folder.timezone("Europe"); err == nil || folder.has("/etc/localtime") {
+		t.Errorf("a folder was taken for a time zone: %v", err)
+	}
+
 	bad := &runner{tree: plant(t, map[string]string{"etc/shadow": "lab:x:1:::::::\n"}), job: Job{System: spec.System{RootPasswordHash: "$6$a$b", Timezone: "Mars/Base"}}}
 	err := bad.settings()
 	if err == nil || !strings.Contains(err.Error(), "no line for root") || !strings.Contains(err.Error(), "Mars/Base") {
 		t.Errorf("both mistakes should be told: %v", err)
 	}
-	gentoo := &runner{tree: plant(t, map[string]string{"sbin/openrc": "", "etc/conf.d/keymaps": "keymap=\"us\"\nwindowkeys=\"YES\"\n"}), job: Job{System: spec.System{Locale: "C.UTF-8", Keymap: "de"}}}
+	gentoo := &runner{tree: plant(t, map[string]string{"sbin/openrc": "", "etc/profile.env": "export LANG='de_DE'\nexport PAGER='less'\n", "etc/conf.d/keymaps": "keymap=\"us\"\nwindowkeys=\"YES\"\n"}), job: Job{System: spec.System{Locale: "C.UTF-8", Keymap: "de"}}}
 	if err := gentoo.settings(); err != nil {
 		t.Fatal(err)
 	}
 	if got := gentoo.mustRead(t, "/etc/conf.d/keymaps"); got != "keymap=\"de\"\nwindowkeys=\"YES\"\n" {
 		t.Errorf("keymaps is %q", got)
+	}
+	if got := gentoo.mustRead(t, "/etc/profile.env"); got != "export LANG=\"C.UTF-8\"\nexport PAGER='less'\n" {
+		t.Errorf("profile.env is %q", got)
 	}
 	if got := gentoo.mustRead(t, "/etc/env.d/02locale"); got != "LANG=C.UTF-8\n" {
 		t.Errorf("02locale is %q", got)
@@ -374,7 +398,7 @@ func TestKernels(t *testing.T) {
 	r := plant(t, map[string]string{
 		"boot/vmlinuz-6.1.0-9-amd64": "", "boot/vmlinuz-6.1.0-10-amd64": "", "boot/initrd.img-6.1.0-10-amd64": "",
 		"boot/vmlinuz-6.10.1": "", "boot/initramfs-6.10.1.img": "", "boot/vmlinuz-6.1.0-9-amd64.old": "", "boot/kernel-5.4.0-gentoo": "",
-		"boot/bzImage": "", "boot/System.map-6.1.0-9-amd64": "", "boot/grub/": "", "boot/vmlinuz-folder/": "",
+		"boot/bzImage": "", "boot/vmlinuz": "->bzImage", "boot/System.map-6.1.0-9-amd64": "", "boot/grub/": "", "boot/vmlinuz-folder/": "",
 	})
 	got, err := r.kernels()
 	if err != nil {
@@ -385,6 +409,7 @@ func TestKernels(t *testing.T) {
 		{"6.1.0-10-amd64", "vmlinuz-6.1.0-10-amd64", "initrd.img-6.1.0-10-amd64"},
 		{"6.1.0-9-amd64", "vmlinuz-6.1.0-9-amd64", ""},
 		{"5.4.0-gentoo", "kernel-5.4.0-gentoo", ""},
+		{"", "vmlinuz", ""},
 		{"", "bzImage", ""},
 	}
 	if diff := cmp.Diff(want, got, cmp.AllowUnexported(kernel{})); diff != "" {
@@ -394,6 +419,22 @@ func TestKernels(t *testing.T) {
 		t.Errorf("no kernel: %v", err)
 	}
 }
+
+func TestCompareVersions(t *testing.T) {
+	oldest := []string{
+		"", "5.4.0-gentoo", "genkernel-x86_64-5.10.1-gentoo", "6.1-rc9", "6.1-rc10", "6.1", "6.1.0-rc1-amd64", "6.1.0-9-amd64",
+		"6.1.0-9-cloud-amd64", "6.1.0-10-amd64", "6.1.9", "6.1.010", "6.1.99999999999999999999999", "6.10.1",
+	}
+	for i, a := range oldest {
+		for j, b := range oldest {
+			if got := compareVersions(a, b); got != sign(i-j) {
+				t.Errorf("compareVersions(%q, %q) = %d; want %d", a, b, got, sign(i-j))
+			}
+		}
+	}
+}
+
+func sign(n int) int { return max(-1, min(1, n)) }
 
 func TestGrubConfig(t *testing.T) {
 	zero := 0
