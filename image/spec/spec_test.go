@@ -200,6 +200,9 @@ func TestProfileValidate(t *testing.T) {
 		}, []string{"steps[0]"}},
 		{"nameless", func(p *Profile) { p.Steps[0].Name = "" }, []string{"steps[0].name"}},
 		{"boot loader may fail", func(p *Profile) { p.Steps[0].AllowFailure = true }, []string{"steps[0].allow_failure"}},
+		{"boot loader's command line", func(p *Profile) {
+			p.Steps[0].BootLoader.CommandLine = "quiet $(reboot)"
+		}, []string{"steps[0].boot_loader.command_line"}},
 		{"remove all", func(p *Profile) {
 			p.Steps = []Step{{Name: "x", Remove: &Remove{Paths: []string{"/"}}}}
 		}, []string{"steps[0].remove.paths[0]"}},

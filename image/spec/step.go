@@ -289,8 +289,9 @@ func (s *Step) validate() Problems {
 		ps.under("known_hosts.path", absolute(s.KnownHosts.Path, true))
 	case "boot_loader":
 		oneOf(&ps, "boot_loader.kind", s.BootLoader.Kind, "grub")
-		if strings.ContainsAny(s.BootLoader.CommandLine, "\"\n") {
-			ps.addf("boot_loader.command_line", "cannot hold a double quote or a line end")
+		// It stands in grub.cfg, and in /etc/default/grub, which is shell.
+		if i := strings.IndexAny(s.BootLoader.CommandLine, "\"'`$\\;&|<>#\r\n"); i >= 0 {
+			ps.addf("boot_loader.command_line", "cannot hold %q, which GRUB or a shell would take for something else", s.BootLoader.CommandLine[i])
 		}
 		if n := s.BootLoader.Serial; n != nil && (*n < 0 || *n > 3) {
 			ps.addf("boot_loader.serial", "%d: write 0 to 3", *n)
