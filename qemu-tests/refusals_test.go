@@ -146,7 +146,7 @@ func TestRefusals(t *testing.T) {
 			}
 			lab.decide("remote")
 			pc := lab.powerOn(Machine{Disks: test.disks})
-			said := pc.expect(`(?m)REIMAGE FAILED: (.*)$`, 4*time.Minute)[1]
+			said := pc.expect(`REIMAGE FAILED: (.*)\n`, 4*time.Minute)[1]
 			if !regexp.MustCompile(test.reason).MatchString(said) {
 				t.Errorf("the reason given is %q, want a match of %q", said, test.reason)
 			}
