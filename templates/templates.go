@@ -8,5 +8,5 @@ import "embed"
 
 // FS holds the templates by name, such as "pxelinux/default".
 //
-//go:embed pxelinux
+//go:embed debian dhcp gentoo init profiles pxelinux fstab hosts resolv.conf
 var FS embed.FS

@@ -157,7 +157,7 @@ func (m *Manifest) Validate() Problems {
 	}
 	ps.under("", validateLayout(m.Disk, m.Table, m.Partitions))
 	ps.under("", validateSystem(m.System))
-	ps.under("", validateSteps(m.Steps))
+	ps.under("", validateSteps(m.Steps, false))
 	ps.under("", validateEnd(m.Finish, m.OnFailure))
 	ps.under("events", webAddress(m.Events, true))
 	return ps

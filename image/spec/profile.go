@@ -217,7 +217,7 @@ func (p *Profile) Validate() Problems {
 	}
 	ps.under("", validateLayout(p.Disk, p.Table, p.Partitions))
 	ps.under("", validateSystem(p.System))
-	ps.under("", validateSteps(p.Steps))
+	ps.under("", validateSteps(p.Steps, true))
 	ps.under("", validateEnd(p.Finish, p.OnFailure))
 	return ps
 }

@@ -56,7 +56,13 @@ func (t *Tree) mount(p spec.Placed) error {
 	if err := os.MkdirAll(at, 0o755); err != nil {
 		return fmt.Errorf("mount point of partition %s: %w", p.Name, err)
 	}
-	flags, data := FirstFill(p.Options)
+	options := p.Options
+	if p.FileSystem == spec.Ext4 {
+		// Zeroing the inode tables of a fresh file system would compete with
+		// the extraction; the installed system does it when it is idle.
+		options = append(slices.Clone(options), "noinit_itable")
+	}
+	flags, data := FirstFill(options)
 	if err := unix.Mount(p.Device, at, p.FileSystem, flags, data); err != nil {
 		return fmt.Errorf("mount partition %s (%s, %s) at %s with options %q: %w", p.Name, p.Device, p.FileSystem, at, data, explain(err, p.FileSystem))
 	}
