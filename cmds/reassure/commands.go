@@ -40,14 +40,14 @@ func (a *app) initCommand() *cobra.Command {
 // initSite makes a site folder. It adds to a folder that is there, but never
 // writes over a file.
 func initSite(dir string) error {
-	files := map[string]string{
-		resolve.InventoryFile:                            "init/site.yaml",
-		resolve.ProfilesFolder + "/debian.yaml":          "profiles/debian.yaml",
-		resolve.ProfilesFolder + "/gentoo-reassure.yaml": "profiles/gentoo-reassure.yaml",
+	files := []struct{ name, source string }{
+		{resolve.InventoryFile, "init/site.yaml"},
+		{resolve.ProfilesFolder + "/debian.yaml", "profiles/debian.yaml"},
+		{resolve.ProfilesFolder + "/gentoo-reassure.yaml", "profiles/gentoo-reassure.yaml"},
 	}
-	for name := range files {
-		if _, err := os.Lstat(filepath.Join(dir, name)); err == nil {
-			return fmt.Errorf("%s is there already: init only starts a site", filepath.Join(dir, name))
+	for _, f := range files {
+		if _, err := os.Lstat(filepath.Join(dir, f.name)); err == nil {
+			return fmt.Errorf("%s is there already: init only starts a site", filepath.Join(dir, f.name))
 		} else if !errors.Is(err, fs.ErrNotExist) {
 			return fmt.Errorf("init: %w", err)
 		}
@@ -57,12 +57,12 @@ func initSite(dir string) error {
 			return fmt.Errorf("init: %w", err)
 		}
 	}
-	for name, source := range files {
-		text, err := templates.FS.ReadFile(source)
+	for _, file := range files {
+		text, err := templates.FS.ReadFile(file.source)
 		if err != nil {
 			return fmt.Errorf("init: %w", err)
 		}
-		f, err := os.OpenFile(filepath.Join(dir, name), os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o644)
+		f, err := os.OpenFile(filepath.Join(dir, file.name), os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o644)
 		if err != nil {
 			return fmt.Errorf("init: %w", err)
 		}

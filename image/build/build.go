@@ -254,7 +254,7 @@ func siteEntries(o Options, k *Kernel, tree *kmod.Tree, chosen *selection) (entr
 			return nil, nil, fmt.Errorf("public keys in %s: %w", o.Keys, err)
 		}
 		if len(ring) == 0 {
-			return nil, nil, fmt.Errorf("there is no public key (*.pub) in %s: PCs would trust nobody's manifests. Make one with reassure key new, or build with INSECURE=1 for a lab where anybody may reimage the PCs", o.Keys)
+			return nil, nil, fmt.Errorf("there is no public key (*.pub) in %s: PCs would trust nobody's manifests. Make one with reassure key, or build with INSECURE=1 for a lab where anybody may reimage the PCs", o.Keys)
 		}
 		found, _, err := readFolder(o.Keys, []string{"*.pub"}, strings.TrimPrefix(spec.ImageKeys, "/"))
 		if err != nil {

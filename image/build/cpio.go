@@ -5,6 +5,7 @@ import (
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -20,6 +21,7 @@ import (
 	"github.com/google/renameio/v2"
 
 	"reassure/image/command"
+	"reassure/image/spec"
 )
 
 // entry is one file, folder or link of a segment. Its mode does not follow the
@@ -111,13 +113,14 @@ const zstdLevel = "-19"
 func (s *segment) compress(ctx context.Context, cache string, log *slog.Logger) (compressed, error) {
 	sum := sha256.Sum256([]byte("segment 1 zstd " + zstdLevel + " " + s.identity))
 	out := compressed{name: s.name, file: filepath.Join(cache, "segments", s.name+"-"+hex.EncodeToString(sum[:12])+".cpio.zst")}
-	sizeFile := strings.TrimSuffix(out.file, ".zst") + ".size"
-	if text, err := os.ReadFile(sizeFile); err == nil {
-		if info, err := os.Stat(out.file); err == nil {
-			if _, err := fmt.Sscan(string(text), &out.unpacked); err == nil {
-				out.packed = info.Size()
-				return out, nil
-			}
+	// What the cache says of the file is written after it, and only a file
+	// that is as it says counts.
+	record := strings.TrimSuffix(out.file, ".zst") + ".json"
+	if data, err := os.ReadFile(out.file); err == nil {
+		var r cached
+		if text, err := os.ReadFile(record); err == nil && json.Unmarshal(text, &r) == nil && r.SHA256 == spec.Sum(data) {
+			out.unpacked, out.packed = r.Unpacked, int64(len(data))
+			return out, nil
 		}
 	}
 	log.Info("making segment " + s.name)
@@ -146,15 +149,25 @@ func (s *segment) compress(ctx context.Context, cache string, log *slog.Logger) 
 	if err != nil {
 		return out, fmt.Errorf("segment %s (zstd is in the Debian package zstd): %w", s.name, err)
 	}
-	info, err := os.Stat(packed)
+	data, err := os.ReadFile(packed)
 	if err != nil {
 		return out, err
 	}
-	out.packed = info.Size()
+	out.packed = int64(len(data))
 	if err := os.Rename(packed, out.file); err != nil {
 		return out, err
 	}
-	return out, renameio.WriteFile(sizeFile, fmt.Appendln(nil, out.unpacked), 0o644)
+	text, err := json.Marshal(cached{Unpacked: out.unpacked, SHA256: spec.Sum(data)})
+	if err != nil {
+		return out, err
+	}
+	return out, renameio.WriteFile(record, text, 0o644)
+}
+
+// cached is what the cache says of a segment.
+type cached struct {
+	Unpacked int64       `json:"unpacked"`
+	SHA256   spec.Digest `json:"sha256"` // of the compressed file
 }
 
 // normalise copies a cpio archive, giving every file a mode that does not

@@ -324,20 +324,9 @@ func (r *Reimager) fetchManifest(ctx context.Context) (*spec.Manifest, error) {
 	} else if r.base == "" {
 		r.base = address[:strings.LastIndex(address, "/")]
 	}
-	text, err := r.fetcher().Get(ctx, address, spec.MaxManifest)
+	text, err := r.fetchSigned(ctx, address)
 	if err != nil {
-		return nil, fmt.Errorf("manifest for %s: %w", r.network.MAC, err)
-	}
-	if r.Info.Insecure {
-		r.Log.Warn("INSECURE IMAGE: the manifest's signature is not checked")
-	} else {
-		signature, err := r.fetcher().Get(ctx, address+spec.SignatureSuffix, 4096)
-		if err != nil {
-			return nil, fmt.Errorf("signature of the manifest: %w", err)
-		}
-		if _, err := r.Keys.Verify(text, signature); err != nil {
-			return nil, refuse("manifest at %s: %w", address, err)
-		}
+		return nil, err
 	}
 	m, err := spec.ParseManifest(text)
 	if err != nil {
@@ -348,6 +337,41 @@ func (r *Reimager) fetchManifest(ctx context.Context) (*spec.Manifest, error) {
 	}
 	return m, nil
 }
+
+// fetchSigned gets a manifest and checks its signature. The two are two files:
+// whoever comes between the writing of one and the other sees a mismatch, so
+// that is looked at again before it counts.
+func (r *Reimager) fetchSigned(ctx context.Context, address string) ([]byte, error) {
+	for try := 1; ; try++ {
+		text, err := r.fetcher().Get(ctx, address, spec.MaxManifest)
+		if err != nil {
+			return nil, fmt.Errorf("manifest for %s: %w", r.network.MAC, err)
+		}
+		if r.Info.Insecure {
+			r.Log.Warn("INSECURE IMAGE: the manifest's signature is not checked")
+			return text, nil
+		}
+		signature, err := r.fetcher().Get(ctx, address+spec.SignatureSuffix, maxSignature)
+		if err != nil {
+			return nil, fmt.Errorf("signature of the manifest: %w", err)
+		}
+		_, err = r.Keys.Verify(text, signature)
+		if err == nil {
+			return text, nil
+		}
+		if try == signatureTries {
+			return nil, refuse("manifest at %s: %w", address, err)
+		}
+		if err := sleep(ctx, time.Second); err != nil {
+			return nil, err
+		}
+	}
+}
+
+const (
+	maxSignature   = 4096 // bytes; minisign's have about 300
+	signatureTries = 3
+)
 
 func (r *Reimager) fetcher() *fetch.Client { return &fetch.Client{Log: r.Log} }
 

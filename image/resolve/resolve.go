@@ -110,7 +110,7 @@ func (s *Site) loadProfiles(wrong *conf.Errors) (failed map[string]bool, err err
 		if err != nil {
 			return nil, fmt.Errorf("profile: %w", err)
 		}
-		p, err := parseProfile(file, data)
+		p, err := parseProfile(file, strings.TrimSuffix(filepath.Base(file), ".yaml"), data)
 		if err != nil {
 			var mistakes conf.Errors
 			errors.As(err, &mistakes)
@@ -127,13 +127,14 @@ func (s *Site) loadProfiles(wrong *conf.Errors) (failed map[string]bool, err err
 	return failed, nil
 }
 
-// parseProfile returns a profile that has a name even with an error.
-func parseProfile(file string, data []byte) (*profile, error) {
+// parseProfile returns a profile that has a name, name unless it says another,
+// even with an error.
+func parseProfile(file, name string, data []byte) (*profile, error) {
 	p := &profile{file: file}
 	var err error
 	p.places, err = conf.Parse(file, data, &p.Profile)
 	if p.Name == "" {
-		p.Name = strings.TrimSuffix(filepath.Base(file), ".yaml")
+		p.Name = name
 	}
 	return p, err
 }
@@ -146,7 +147,7 @@ func (s *Site) ready(name string) error {
 	}
 	below := ProfilesFolder + "/" + name + ".yaml"
 	if data, err := fs.ReadFile(templates.FS, below); err == nil {
-		p, err := parseProfile(below+" (ready-made)", data)
+		p, err := parseProfile(below+" (ready-made)", name, data)
 		if err != nil {
 			return err
 		}

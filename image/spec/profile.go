@@ -121,7 +121,7 @@ type WadRef struct {
 	// Overlay marks a tarball that replaces files of the wads before it, as an
 	// old site's template.tar does.
 	Overlay bool `yaml:"overlay" json:"overlay,omitempty"`
-	// Mirrors are further base URLs that serve the same file.
+	// Mirrors are further base URLs, each of a copy of the published tree.
 	Mirrors []string `yaml:"mirrors" json:"mirrors,omitempty"`
 }
 
@@ -140,7 +140,8 @@ type Template struct {
 }
 
 // System is what every operating system needs to be told. The chroot helper
-// knows where each kind of system keeps it.
+// knows where each kind of system keeps it. In a profile its strings are
+// templates, as a step's are; one of AuthorizedKeys may become several lines, or none.
 type System struct {
 	// RootPasswordHash goes into /etc/shadow ("$6$..." or "$y$..."); empty
 	// leaves the wad's.
