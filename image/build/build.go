@@ -7,6 +7,7 @@
 //	tools     u-root's init, shell and a few commands, as one Go busybox
 //	modules   kernel modules with their index files
 //	firmware  what drivers load
+//	bundles   programs of Debian that the configuration asks for
 //	programs  reimage and chroothelper
 //	site      keys, site files, what the image is; last of all a marker
 //
@@ -71,6 +72,7 @@ type Image struct {
 	Kernel   KernelInfo          `json:"kernel"`
 	Go       string              `json:"go"`
 	Tools    []string            `json:"tools"`
+	Bundles  []string            `json:"bundles,omitempty"`
 	Packages map[string]string   `json:"go_modules"` // versions of what the tools are made of
 	Groups   map[string][]string `json:"module_groups"`
 	Modules  []string            `json:"modules"`
@@ -133,7 +135,7 @@ func Build(ctx context.Context, o Options) (*Image, error) {
 		o.Log.Debug("this kernel has no module for a pattern (built in, or not there)", "pattern", p)
 	}
 	info := &Image{
-		Version: o.Version, Flavour: o.Flavour, Insecure: o.Insecure, Go: runtime.Version(), Tools: o.Config.Tools,
+		Version: o.Version, Flavour: o.Flavour, Insecure: o.Insecure, Go: runtime.Version(), Tools: o.Config.Tools, Bundles: o.Config.Bundles,
 		Kernel: KernelInfo{Release: kernel.Release, Package: kernel.Package, Version: kernel.Version, SHA256: kernel.SHA256},
 		Groups: chosen.groups, LeftOut: chosen.leftOut, CommandLine: o.Config.CommandLine,
 	}
@@ -158,6 +160,13 @@ func Build(ctx context.Context, o Options) (*Image, error) {
 	}
 	if len(firmware) > 0 {
 		segments = append(segments, entriesSegment("firmware", firmware, ""))
+	}
+	extra, err := bundleEntries(o.Config.Bundles)
+	if err != nil {
+		return nil, err
+	}
+	if len(extra) > 0 {
+		segments = append(segments, entriesSegment("bundles", extra, ""))
 	}
 	programs, err := buildPrograms(ctx, o)
 	if err != nil {
