@@ -20,6 +20,7 @@ package build
 import (
 	"context"
 	"crypto/sha256"
+	"debug/buildinfo"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -73,7 +74,7 @@ type Image struct {
 	Go       string              `json:"go"`
 	Tools    []string            `json:"tools"`
 	Bundles  []string            `json:"bundles,omitempty"`
-	Packages map[string]string   `json:"go_modules"` // versions of what the tools are made of
+	Packages map[string]string   `json:"go_modules"` // versions of all that our programs and the tools are made of
 	Groups   map[string][]string `json:"module_groups"`
 	Modules  []string            `json:"modules"`
 	LeftOut  []Missing           `json:"left_out"` // network and storage drivers that are not in the image
@@ -168,10 +169,11 @@ func Build(ctx context.Context, o Options) (*Image, error) {
 	if len(extra) > 0 {
 		segments = append(segments, entriesSegment("bundles", extra, ""))
 	}
-	programs, err := buildPrograms(ctx, o)
+	programs, linked, err := buildPrograms(ctx, o)
 	if err != nil {
 		return nil, err
 	}
+	maps.Copy(info.Packages, linked)
 	site, keys, err := siteEntries(o, kernel, tree, chosen)
 	if err != nil {
 		return nil, err
@@ -227,11 +229,12 @@ func modules(k *Kernel, tree *kmod.Tree, names []string) *segment {
 	}}
 }
 
-// buildPrograms builds our own programs. Go's build cache makes it quick.
-func buildPrograms(ctx context.Context, o Options) ([]entry, error) {
+// buildPrograms builds our own programs, and says which modules are in them.
+// Go's build cache makes it quick.
+func buildPrograms(ctx context.Context, o Options) ([]entry, map[string]string, error) {
 	work, err := os.MkdirTemp("", "reassure-programs")
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	defer os.RemoveAll(work)
 	env := append(os.Environ(), "CGO_ENABLED=0", "GOOS=linux", "GOARCH=amd64", "GOFLAGS=")
@@ -240,18 +243,26 @@ func buildPrograms(ctx context.Context, o Options) ([]entry, error) {
 		Dir:  o.Source, Env: env, Log: o.Log,
 	}.Run(ctx)
 	if err != nil {
-		return nil, fmt.Errorf("build the programs of the image: %w", err)
+		return nil, nil, fmt.Errorf("build the programs of the image: %w", err)
 	}
 	entries := []entry{{name: "bin/uinit", link: spec.ImageReimage}}
+	linked := map[string]string{}
 	for name, file := range map[string]string{spec.ImageReimage: "reimage", spec.ImageChrootHelper: "chroothelper"} {
 		e, err := readEntry(strings.TrimPrefix(name, "/"), filepath.Join(work, file), true)
 		if err != nil {
-			return nil, err
+			return nil, nil, err
 		}
 		entries = append(entries, e)
+		made, err := buildinfo.ReadFile(filepath.Join(work, file))
+		if err != nil {
+			return nil, nil, err
+		}
+		for _, m := range made.Deps {
+			linked[m.Path] = m.Version
+		}
 	}
 	slices.SortFunc(entries, func(a, b entry) int { return strings.Compare(a.name, b.name) })
-	return entries, nil
+	return entries, linked, nil
 }
 
 // siteEntries is what makes the image this site's: keys, files, and what it says

@@ -209,6 +209,11 @@ func TestBuild(t *testing.T) {
 	if diff := cmp.Diff(wantMissing, image.LeftOut); diff != "" {
 		t.Errorf("left out (-want +got):\n%s", diff)
 	}
+	for _, m := range []string{"github.com/u-root/u-root", "github.com/diskfs/go-diskfs"} {
+		if !strings.HasPrefix(image.Packages[m], "v") {
+			t.Errorf("version of %s: %q", m, image.Packages[m])
+		}
+	}
 	if diff := cmp.Diff([]string{"a/*"}, image.MissingFirmware); diff != "" {
 		t.Errorf("missing firmware (-want +got):\n%s", diff)
 	}
