@@ -12,6 +12,7 @@ import (
 	"io"
 	"log/slog"
 	"os/exec"
+	"reflect"
 	"strings"
 	"syscall"
 	"time"
@@ -28,7 +29,9 @@ type Command struct {
 	// Stdin is read by the program; nil is an empty input.
 	Stdin io.Reader
 	// Stdout and Stderr get what the program writes; nil drops it, though the
-	// end of standard error is always kept for the error.
+	// end of standard error is always kept for the error. Where both are the
+	// same pointer, the program has one pipe for both, which keeps their order;
+	// otherwise they are written to at the same time.
 	Stdout, Stderr io.Writer
 	// Timeout ends the program; 0 means no limit but the context's.
 	Timeout time.Duration
@@ -78,6 +81,9 @@ func (c Command) Run(ctx context.Context) error {
 	cmd.Stderr = &end
 	if c.Stderr != nil {
 		cmd.Stderr = io.MultiWriter(c.Stderr, &end)
+		if reflect.ValueOf(c.Stderr).Comparable() && c.Stdout == c.Stderr {
+			cmd.Stdout = cmd.Stderr
+		}
 	}
 	cmd.SysProcAttr = &syscall.SysProcAttr{}
 	if c.SysProcAttr != nil {
@@ -98,6 +104,11 @@ func (c Command) Run(ctx context.Context) error {
 	start := time.Now()
 	err := cmd.Run()
 	took := time.Since(start)
+	if errors.Is(err, exec.ErrWaitDelay) && ctx.Err() == nil {
+		// It ended well, but left something behind that holds its outputs, as
+		// scripts that start services do. What that still says is not waited for.
+		err = nil
+	}
 	if err != nil {
 		if ctx.Err() != nil {
 			err = ctx.Err()

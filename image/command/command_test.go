@@ -40,11 +40,33 @@ func TestTimeoutKillsChildren(t *testing.T) {
 	}
 }
 
+func TestDaemonLeftBehindIsNoFailure(t *testing.T) {
+	start := time.Now()
+	out, err := Command{Args: []string{"sh", "-c", "sleep 30 & echo started"}}.Output(context.Background())
+	if err != nil || string(out) != "started\n" || time.Since(start) > 20*time.Second {
+		t.Errorf("after %v: %q, %v", time.Since(start), out, err)
+	}
+	if err := (Command{Args: []string{"sh", "-c", "sleep 30 & exit 3"}, Stdout: new(bytes.Buffer)}).Run(context.Background()); err == nil {
+		t.Error("the exit status was lost")
+	}
+}
+
 func TestErrorKeepsTheEndOfStderr(t *testing.T) {
 	var all bytes.Buffer
 	err := Command{Args: []string{"sh", "-c", "head -c 100000 /dev/zero | tr '\\0' x >&2; echo end >&2; false"}, Stderr: &all}.Run(context.Background())
 	if err == nil || !strings.HasSuffix(err.Error(), "end") || len(err.Error()) > keptStderr+200 || all.Len() != 100004 {
 		t.Errorf("error of %d bytes, %d seen", len(err.Error()), all.Len())
+	}
+}
+
+func TestOnePipeKeepsTheOrder(t *testing.T) {
+	var both bytes.Buffer
+	script := "i=0; while [ $i -lt 50 ]; do echo out; echo err >&2; i=$((i+1)); done"
+	if err := (Command{Args: []string{"sh", "-c", script}, Stdout: &both, Stderr: &both}).Run(context.Background()); err != nil {
+		t.Fatal(err)
+	}
+	if want := strings.Repeat("out\nerr\n", 50); both.String() != want {
+		t.Errorf("got %q", both.String())
 	}
 }
 

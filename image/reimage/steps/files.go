@@ -93,17 +93,23 @@ func (t tree) edit(e *spec.Edit) error {
 			}
 			text = re.ReplaceAllString(text, r.With)
 		}
-		if e.Append != "" && !strings.Contains(text, e.Append) {
-			if text != "" && !strings.HasSuffix(text, "\n") {
-				text += "\n"
-			}
-			text += e.Append
-			if !strings.HasSuffix(text, "\n") {
-				text += "\n"
-			}
+		if e.Append == "" {
+			return text, nil
+		}
+		// Whole lines are compared: "#PermitRootLogin yes" does not say it.
+		if more := wholeLines(e.Append); !strings.Contains("\n"+wholeLines(text), "\n"+more) {
+			text = wholeLines(text) + more
 		}
 		return text, nil
 	})
+}
+
+// wholeLines ends a text's last line where that was left out.
+func wholeLines(text string) string {
+	if text == "" || strings.HasSuffix(text, "\n") {
+		return text
+	}
+	return text + "\n"
 }
 
 // remove removes what matches the patterns, folders with all they hold. Links
@@ -119,13 +125,30 @@ func (t tree) remove(patterns ...string) error {
 			names = append(names, t.at(pattern))
 		}
 		for _, name := range names {
-			if filepath.Clean(name) == filepath.Clean(string(t)) {
-				return fmt.Errorf("%q would remove the whole system", pattern)
+			if err := t.mayRemove(name); err != nil {
+				return fmt.Errorf("%q: %w", pattern, err)
 			}
+		}
+		for _, name := range names {
 			if err := os.RemoveAll(name); err != nil {
 				return err
 			}
 		}
+	}
+	return nil
+}
+
+// mayRemove refuses what would take away more than a step can mean.
+func (t tree) mayRemove(name string) error {
+	below, err := filepath.Rel(string(t), name)
+	if err != nil {
+		return err
+	}
+	switch first, _, _ := strings.Cut(below, "/"); first {
+	case ".", "..":
+		return errors.New("this would remove the whole system")
+	case "dev", "proc", "sys":
+		return fmt.Errorf("/%s is the reimager's, lent while steps run, and no part of the new system", below)
 	}
 	return nil
 }
@@ -167,10 +190,35 @@ func (t tree) read(p string) (string, error) {
 	return string(text), err
 }
 
-// folder makes a folder with that mode, which it gets if it is there already.
-func (t tree) folder(p string, mode fs.FileMode) error {
-	if err := os.MkdirAll(t.at(path.Clean(p)), mode); err != nil {
+// sshFolder makes a folder for private keys, and those above it. One that is
+// there already is closed to others if it is a user's .ssh, as sshd wants it
+// (StrictModes); any other keeps its mode, for it holds more than keys.
+func (t tree) sshFolder(p string) error {
+	if err := os.MkdirAll(t.at(path.Dir(p)), 0o755); err != nil {
 		return err
 	}
-	return os.Chmod(t.at(p), mode)
+	err := os.Mkdir(t.at(p), 0o700)
+	if errors.Is(err, fs.ErrExist) {
+		if path.Base(p) != ".ssh" {
+			return nil
+		}
+		return os.Chmod(t.at(p), 0o700)
+	}
+	return err
+}
+
+// owner returns the owner of a file, or of the nearest folder above it.
+func (t tree) owner(p string) (uid, gid int, err error) {
+	for {
+		info, err := os.Stat(t.at(p))
+		if errors.Is(err, fs.ErrNotExist) && p != "/" {
+			p = path.Dir(p)
+			continue
+		}
+		if err != nil {
+			return 0, 0, err
+		}
+		stat := info.Sys().(*syscall.Stat_t)
+		return int(stat.Uid), int(stat.Gid), nil
+	}
 }

@@ -100,30 +100,58 @@ func (t tree) kernels() ([]kernel, error) {
 	if len(kernels) == 0 {
 		return nil, errors.New("there is no kernel in /boot: its wad holds none (vmlinuz-*, kernel-* or bzImage)")
 	}
-	slices.SortFunc(kernels, func(a, b kernel) int { return -compareVersions(a.version, b.version) })
+	slices.SortFunc(kernels, func(a, b kernel) int {
+		// Where two have the same version, or none, the name that people link to
+		// their choice, vmlinuz, comes first.
+		return -cmp.Or(compareVersions(a.version, b.version), strings.Compare(a.file, b.file))
+	})
 	return kernels, nil
 }
 
-// compareVersions orders versions as people do: runs of digits by their value.
+// compareVersions orders versions as people do: runs of digits by their value,
+// and what is not released yet before its release (grub-mkconfig_lib's
+// version_sort). genkernel's prefix, which ends in the PC's kind, is no part of
+// a version.
 func compareVersions(a, b string) int {
-	for a != "" && b != "" {
+	early := strings.NewReplacer("-rc", "~rc", "_rc", "~rc", ".rc", "~rc", "-pre", "~pre", "_pre", "~pre", ".pre", "~pre")
+	a, b = early.Replace(withoutGenkernel(a)), early.Replace(withoutGenkernel(b))
+	for a != "" || b != "" {
 		na, nb := digits(a), digits(b)
 		if na > 0 && nb > 0 {
-			x, _ := strconv.ParseUint(a[:na], 10, 64)
-			y, _ := strconv.ParseUint(b[:nb], 10, 64)
-			if x != y {
-				return cmp.Compare(x, y)
+			x, y := strings.TrimLeft(a[:na], "0"), strings.TrimLeft(b[:nb], "0")
+			if c := cmp.Or(cmp.Compare(len(x), len(y)), strings.Compare(x, y)); c != 0 {
+				return c
 			}
 			a, b = a[na:], b[nb:]
 			continue
 		}
-		if a[0] != b[0] {
-			// "6.1" is older than "6.1.2", and "6.1-rc1" older than "6.1".
-			return cmp.Compare(a[0], b[0])
+		if c := cmp.Compare(rank(a), rank(b)); c != 0 {
+			return c
 		}
 		a, b = a[1:], b[1:]
 	}
-	return cmp.Compare(len(a), len(b))
+	return 0
+}
+
+// rank orders versions by their first byte: ~ comes before the end, and the end
+// before all else.
+func rank(s string) int {
+	switch {
+	case s == "":
+		return 0
+	case s[0] == '~':
+		return -1
+	}
+	return int(s[0])
+}
+
+func withoutGenkernel(version string) string {
+	if rest, ok := strings.CutPrefix(version, "genkernel-"); ok {
+		if _, version, ok := strings.Cut(rest, "-"); ok {
+			return version
+		}
+	}
+	return version
 }
 
 func digits(s string) int {

@@ -25,7 +25,7 @@ func (r *runner) exec(ctx context.Context, stdin *os.File, text string, extra []
 	if err != nil {
 		return err
 	}
-	c := command.Command{Args: append([]string{program}, args[1:]...), Dir: r.at("/"), Env: append(environment[:len(environment):len(environment)], extra...), Stdout: &r.output, Stderr: &r.output}
+	c := command.Command{Args: append([]string{program}, args[1:]...), Dir: r.at("/"), Env: append(environment[:len(environment):len(environment)], extra...), Stdout: r.output, Stderr: r.output}
 	switch {
 	case stdin != nil:
 		c.Stdin = stdin
@@ -84,11 +84,15 @@ func (r *runner) service(ctx context.Context, s *spec.Service) error {
 		}
 		return r.symlink(filepath.Join("/etc/runlevels", runlevel, s.Name), script)
 	case r.has("/usr/sbin/update-rc.d"):
-		verb := "defaults"
 		if s.Disable {
-			verb = "remove"
+			return r.exec(ctx, nil, "", nil, "update-rc.d", s.Name, "disable")
 		}
-		return r.exec(ctx, nil, "", nil, "update-rc.d", s.Name, verb)
+		// defaults makes the links where there are none; enable turns round those
+		// that were disabled.
+		if err := r.exec(ctx, nil, "", nil, "update-rc.d", s.Name, "defaults"); err != nil {
+			return err
+		}
+		return r.exec(ctx, nil, "", nil, "update-rc.d", s.Name, "enable")
 	}
 	return errors.New("the new system has neither systemd nor OpenRC nor update-rc.d")
 }

@@ -1,7 +1,9 @@
 package steps
 
 import (
+	"errors"
 	"fmt"
+	"os"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -39,7 +41,7 @@ func (r *runner) sshKeys(s *spec.SSHKeys) error {
 	if file == "" {
 		file = "/root/.ssh/id_" + s.User
 	}
-	if err := r.folder(filepath.Dir(file), 0o700); err != nil {
+	if err := r.sshFolder(filepath.Dir(file)); err != nil {
 		return err
 	}
 	if err := r.keyPair(file, pair); err != nil {
@@ -74,16 +76,14 @@ func (r *runner) knownHosts(s *spec.KnownHosts) error {
 		if text, err = r.read(file); err != nil {
 			return err
 		}
-		if text != "" && !strings.HasSuffix(text, "\n") {
-			text += "\n"
-		}
+		text = wholeLines(text)
 	}
 	if s.OwnKeys {
 		if len(s.Names) == 0 {
 			return fmt.Errorf("names is empty: there is nothing to know this PC's keys by")
 		}
 		lines := 0
-		for _, t := range append([]string{}, KeyTypes...) {
+		for _, t := range KeyTypes {
 			public, err := r.read(fmt.Sprintf("/etc/ssh/ssh_host_%s_key.pub", t))
 			if err != nil {
 				return err
@@ -102,10 +102,15 @@ func (r *runner) knownHosts(s *spec.KnownHosts) error {
 			return fmt.Errorf("this PC has no host keys: put an ssh_keys step before this one")
 		}
 	}
-	if strings.HasPrefix(file, "/root/.ssh/") {
-		if err := r.folder("/root/.ssh", 0o700); err != nil {
+	// The file is its user's, NX's say, who must be able to add to it.
+	uid, gid, err := r.owner(file)
+	if err != nil {
+		return err
+	}
+	if folder := filepath.Dir(file); filepath.Base(folder) == ".ssh" && !r.has(folder) {
+		if err := errors.Join(r.sshFolder(folder), os.Chown(r.at(folder), uid, gid)); err != nil {
 			return err
 		}
 	}
-	return r.write(file, text, 0o644, 0, 0)
+	return r.write(file, text, 0o644, uid, gid)
 }

@@ -21,6 +21,7 @@ import (
 	"fmt"
 	"io"
 	"strings"
+	"sync"
 	"time"
 
 	"reassure/image/spec"
@@ -74,7 +75,7 @@ const defaultTimeout = 10 * time.Minute
 // as it is known; the first failure that is not allowed ends the run and is
 // returned.
 func Run(ctx context.Context, root string, job Job, report func(Result)) error {
-	r := &runner{tree: tree(root), job: job}
+	r := &runner{tree: tree(root), job: job, output: new(tail)}
 	steps := []struct {
 		name string
 		do   func(context.Context) error
@@ -100,7 +101,7 @@ func Run(ctx context.Context, root string, job Job, report func(Result)) error {
 type runner struct {
 	tree
 	job    Job
-	output tail // of the current step
+	output *tail // of the current step
 }
 
 func (r *runner) timed(ctx context.Context, s *spec.Step, kind string, do func(context.Context) error, report func(Result)) error {
@@ -110,7 +111,7 @@ func (r *runner) timed(ctx context.Context, s *spec.Step, kind string, do func(c
 	}
 	ctx, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
-	r.output = tail{}
+	r.output = new(tail) // a command that outlived its step may still hold the last one
 	start := time.Now()
 	err := do(ctx)
 	result := Result{Step: s.Name, Kind: kind, Seconds: time.Since(start).Seconds(), Output: r.output.lines()}
@@ -169,10 +170,16 @@ func Main(ctx context.Context, root string, stdin io.Reader, stdout io.Writer) e
 // kept is how much of a command's output a result carries, in bytes.
 const kept = 4096
 
-// tail keeps the end of what is written to it.
-type tail struct{ last []byte }
+// tail keeps the end of what is written to it, by a command's standard output
+// and standard error at the same time.
+type tail struct {
+	mu   sync.Mutex
+	last []byte
+}
 
 func (t *tail) Write(p []byte) (int, error) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
 	t.last = append(t.last, p...)
 	if extra := len(t.last) - kept; extra > 0 {
 		t.last = append(t.last[:0], t.last[extra:]...)
@@ -182,6 +189,8 @@ func (t *tail) Write(p []byte) (int, error) {
 
 // lines are the lines of the tail, as valid UTF-8.
 func (t *tail) lines() []string {
+	t.mu.Lock()
+	defer t.mu.Unlock()
 	var lines []string
 	for line := range bytes.Lines(t.last) {
 		if text := strings.TrimRight(strings.ToValidUTF8(string(line), "?"), "\r\n\t "); text != "" {

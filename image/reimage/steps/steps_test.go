@@ -101,6 +101,9 @@ func TestEdit(t *testing.T) {
 		{"no match, optional", spec.Edit{Replace: []spec.Replacement{{Match: "GATEWAY", With: "x", Optional: true}}}, before, ""},
 		{"append", spec.Edit{Append: "more"}, before + "more\n", ""},
 		{"append what is there", spec.Edit{Append: "# IPADDR\n"}, before, ""},
+		{"append what is there at the end", spec.Edit{Append: "ip=IPADDR"}, before, ""},
+		{"append what is there commented out", spec.Edit{Append: "IPADDR"}, before + "IPADDR\n", ""},
+		{"append what a longer line begins with", spec.Edit{Append: "ip=IP"}, before + "ip=IP\n", ""},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			r := plant(t, map[string]string{"etc/conf": before})
@@ -139,8 +142,14 @@ func TestRemove(t *testing.T) {
 		t.Errorf("left (-want +got):\n%s", diff)
 	}
 	for _, p := range []string{"/", "/*/..", "/a/.."} {
-		if err := r.remove(p); err == nil && !r.has("/a/keep") {
-			t.Fatalf("%q removed the whole system", p)
+		if err := r.remove(p); err == nil || !r.has("/a/keep") {
+			t.Fatalf("%q: %v; want a refusal", p, err)
+		}
+	}
+	lent := plant(t, map[string]string{"bin/sh": "", "dev/sda": "", "proc/1/": "", "sys/x": ""})
+	for _, p := range []string{"/dev/sd*", "/dev", "/*", "/proc/1", "/sys/x"} {
+		if err := lent.remove(p); err == nil || !lent.has("/dev/sda") || !lent.has("/bin/sh") {
+			t.Errorf("%q: %v; want a refusal: these are the reimager's", p, err)
 		}
 	}
 }
@@ -264,17 +273,41 @@ func TestSettings(t *testing.T) {
 		t.Errorf("keyboard is %q", got)
 	}
 
+	// A clock that is behind: the wad's day stays, and is never 0.
+	for _, c := range []struct {
+		line string
+		now  time.Time
+		want string
+	}{
+		{"root:*:19000:0:99999:7:::", time.Unix(0, 0), "19000"},
+		{"root:*::0:99999:7:::", time.Unix(0, 0), "1"},
+		{"root:*:0:0:99999:7:::", time.Unix(86400*20000+5, 0), "20000"},
+	} {
+		r := plant(t, map[string]string{"etc/shadow": c.line + "\n"})
+		err := r.password("root", "$6$a$b", c.now)
+		if f := strings.Split(r.mustRead(t, "/etc/shadow"), ":"); err != nil || f[1] != "$6$a$b" || f[2] != c.want {
+			t.Errorf("%q at %v became %q, %v", c.line, c.now, f, err)
+		}
+	}
+	folder := plant(t, map[string]string{"usr/share/zoneinfo/Europe/": ""})
+	if err := folder.timezone("Europe"); err == nil || folder.has("/etc/localtime") {
+		t.Errorf("a folder was taken for a time zone: %v", err)
+	}
+
 	bad := &runner{tree: plant(t, map[string]string{"etc/shadow": "lab:x:1:::::::\n"}), job: Job{System: spec.System{RootPasswordHash: "$6$a$b", Timezone: "Mars/Base"}}}
 	err := bad.settings()
 	if err == nil || !strings.Contains(err.Error(), "no line for root") || !strings.Contains(err.Error(), "Mars/Base") {
 		t.Errorf("both mistakes should be told: %v", err)
 	}
-	gentoo := &runner{tree: plant(t, map[string]string{"sbin/openrc": "", "etc/conf.d/keymaps": "keymap=\"us\"\nwindowkeys=\"YES\"\n"}), job: Job{System: spec.System{Locale: "C.UTF-8", Keymap: "de"}}}
+	gentoo := &runner{tree: plant(t, map[string]string{"sbin/openrc": "", "etc/profile.env": "export LANG='de_DE'\nexport PAGER='less'\n", "etc/conf.d/keymaps": "keymap=\"us\"\nwindowkeys=\"YES\"\n"}), job: Job{System: spec.System{Locale: "C.UTF-8", Keymap: "de"}}}
 	if err := gentoo.settings(); err != nil {
 		t.Fatal(err)
 	}
 	if got := gentoo.mustRead(t, "/etc/conf.d/keymaps"); got != "keymap=\"de\"\nwindowkeys=\"YES\"\n" {
 		t.Errorf("keymaps is %q", got)
+	}
+	if got := gentoo.mustRead(t, "/etc/profile.env"); got != "export LANG=\"C.UTF-8\"\nexport PAGER='less'\n" {
+		t.Errorf("profile.env is %q", got)
 	}
 	if got := gentoo.mustRead(t, "/etc/env.d/02locale"); got != "LANG=C.UTF-8\n" {
 		t.Errorf("02locale is %q", got)
@@ -329,8 +362,35 @@ func TestKeysAndKnownHosts(t *testing.T) {
 	if err := r.knownHosts(&spec.KnownHosts{OwnKeys: true, Names: names}); err != nil || r.mustRead(t, "/root/.ssh/known_hosts") != own {
 		t.Errorf("%v: known_hosts is %q", err, r.mustRead(t, "/root/.ssh/known_hosts"))
 	}
+	if err := r.sshKeys(&spec.SSHKeys{Host: []string{"rsa"}, User: "ed25519", UserPath: "/etc/ssh/root_key"}); err != nil || mode(t, r.at("/etc/ssh")) != os.ModeDir|0o755 {
+		t.Errorf("%v: a key's folder that was there has mode %v", err, mode(t, r.at("/etc/ssh")))
+	}
 	if err := r.sshKeys(&spec.SSHKeys{}); err == nil || !strings.Contains(err.Error(), "ecdsa") {
 		t.Errorf("a key that was not made: %v", err)
+	}
+}
+
+// TestKnownHostsOwner: what NX's user had is still that user's.
+func TestKnownHostsOwner(t *testing.T) {
+	if os.Getuid() != 0 {
+		t.Fatal("this test gives files away: run it as root")
+	}
+	r := &runner{tree: plant(t, map[string]string{"home/nx/.ssh/known_hosts": "old\n", "home/other/": "", "etc/ssh/ssh_host_rsa_key.pub": "ssh-rsa BBBB root@exp01\n"})}
+	for p, uid := range map[string]int{"/home/nx": 101, "/home/nx/.ssh": 101, "/home/nx/.ssh/known_hosts": 102, "/home/other": 103} {
+		if err := os.Chown(r.at(p), uid, uid+100); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for p, uid := range map[string]int{"/home/nx/.ssh/known_hosts": 102, "/home/nx/.ssh/known_hosts2": 101, "/home/other/.ssh/known_hosts": 103} {
+		if err := r.knownHosts(&spec.KnownHosts{Path: p, OwnKeys: true, Names: []string{"a"}}); err != nil {
+			t.Fatal(err)
+		}
+		if u, g, err := r.owner(p); err != nil || u != uid || g != uid+100 || r.mustRead(t, p) != "a ssh-rsa BBBB\n" {
+			t.Errorf("%s: owner %d:%d, %v, %q; want %d:%d", p, u, g, err, r.mustRead(t, p), uid, uid+100)
+		}
+	}
+	if u, g, _ := r.owner("/home/other/.ssh"); u != 103 || g != 203 {
+		t.Errorf("a new .ssh is %d:%d", u, g)
 	}
 }
 
@@ -338,7 +398,7 @@ func TestKernels(t *testing.T) {
 	r := plant(t, map[string]string{
 		"boot/vmlinuz-6.1.0-9-amd64": "", "boot/vmlinuz-6.1.0-10-amd64": "", "boot/initrd.img-6.1.0-10-amd64": "",
 		"boot/vmlinuz-6.10.1": "", "boot/initramfs-6.10.1.img": "", "boot/vmlinuz-6.1.0-9-amd64.old": "", "boot/kernel-5.4.0-gentoo": "",
-		"boot/bzImage": "", "boot/System.map-6.1.0-9-amd64": "", "boot/grub/": "", "boot/vmlinuz-folder/": "",
+		"boot/bzImage": "", "boot/vmlinuz": "->bzImage", "boot/System.map-6.1.0-9-amd64": "", "boot/grub/": "", "boot/vmlinuz-folder/": "",
 	})
 	got, err := r.kernels()
 	if err != nil {
@@ -349,6 +409,7 @@ func TestKernels(t *testing.T) {
 		{"6.1.0-10-amd64", "vmlinuz-6.1.0-10-amd64", "initrd.img-6.1.0-10-amd64"},
 		{"6.1.0-9-amd64", "vmlinuz-6.1.0-9-amd64", ""},
 		{"5.4.0-gentoo", "kernel-5.4.0-gentoo", ""},
+		{"", "vmlinuz", ""},
 		{"", "bzImage", ""},
 	}
 	if diff := cmp.Diff(want, got, cmp.AllowUnexported(kernel{})); diff != "" {
@@ -358,6 +419,22 @@ func TestKernels(t *testing.T) {
 		t.Errorf("no kernel: %v", err)
 	}
 }
+
+func TestCompareVersions(t *testing.T) {
+	oldest := []string{
+		"", "5.4.0-gentoo", "genkernel-x86_64-5.10.1-gentoo", "6.1-rc9", "6.1-rc10", "6.1", "6.1.0-rc1-amd64", "6.1.0-9-amd64",
+		"6.1.0-9-cloud-amd64", "6.1.0-10-amd64", "6.1.9", "6.1.010", "6.1.99999999999999999999999", "6.10.1",
+	}
+	for i, a := range oldest {
+		for j, b := range oldest {
+			if got := compareVersions(a, b); got != sign(i-j) {
+				t.Errorf("compareVersions(%q, %q) = %d; want %d", a, b, got, sign(i-j))
+			}
+		}
+	}
+}
+
+func sign(n int) int { return max(-1, min(1, n)) }
 
 func TestGrubConfig(t *testing.T) {
 	zero := 0
@@ -432,6 +509,20 @@ func TestRunReports(t *testing.T) {
 	}
 	if last := results[5]; last.Allowed || last.Err == "" {
 		t.Errorf("the failure that is not: %+v", last)
+	}
+}
+
+// TestOutputKeepsItsOrder: standard output and standard error are told as a
+// terminal would show them.
+func TestOutputKeepsItsOrder(t *testing.T) {
+	script := "i=0; while [ $i -lt 50 ]; do echo out; echo err >&2; i=$((i+1)); done"
+	job := Job{Steps: []spec.Step{{Name: "both", Run: &spec.Run{Command: []string{"/bin/sh", "-c", script}}}}}
+	var last Result
+	if err := Run(t.Context(), string(plant(t, nil)), job, func(r Result) { last = r }); err != nil {
+		t.Fatal(err)
+	}
+	if diff := cmp.Diff(slices.Repeat([]string{"out", "err"}, 50), last.Output); diff != "" {
+		t.Errorf("lines (-want +got):\n%s", diff)
 	}
 }
 

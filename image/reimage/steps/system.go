@@ -51,12 +51,9 @@ func (r *runner) settings() error {
 			failed = append(failed, fmt.Errorf("%s: %w", what, err))
 		}
 	}
-	do("root's password", s.RootPasswordHash != "", func() error { return r.password("root", s.RootPasswordHash) })
+	do("root's password", s.RootPasswordHash != "", func() error { return r.password("root", s.RootPasswordHash, time.Now()) })
 	do("root's authorized keys", len(s.AuthorizedKeys) > 0, func() error {
-		if err := r.folder("/root", 0o700); err != nil {
-			return err
-		}
-		if err := r.folder("/root/.ssh", 0o700); err != nil {
+		if err := r.sshFolder("/root/.ssh"); err != nil {
 			return err
 		}
 		return r.write("/root/.ssh/authorized_keys", strings.Join(s.AuthorizedKeys, "\n")+"\n", 0o600, 0, 0)
@@ -67,15 +64,19 @@ func (r *runner) settings() error {
 	return errors.Join(failed...)
 }
 
-// password puts a hash into /etc/shadow (shadow(5)).
-func (t tree) password(user, hash string) error {
-	day := strconv.FormatInt(time.Now().Unix()/86400, 10)
+// password puts a hash into /etc/shadow (shadow(5)), as changed today; but a PC
+// whose clock is behind must not make it look expired (day 0 is just that).
+func (t tree) password(user, hash string, now time.Time) error {
+	today := now.Unix() / 86400
 	return t.rewrite("/etc/shadow", func(text string) (string, error) {
 		lines := strings.Split(text, "\n")
 		for i, line := range lines {
 			fields := strings.Split(line, ":")
 			if fields[0] == user && len(fields) >= 3 {
-				fields[1], fields[2] = hash, day
+				fields[1] = hash
+				if changed, err := strconv.ParseInt(fields[2], 10, 64); err != nil || changed < today {
+					fields[2] = strconv.FormatInt(max(today, 1), 10)
+				}
 				lines[i] = strings.Join(fields, ":")
 				return strings.Join(lines, "\n"), nil
 			}
@@ -94,8 +95,8 @@ func (t tree) debian() bool { return t.has("/etc/debian_version") }
 // and Gentoo keep the name in /etc/timezone as well.
 func (t tree) timezone(zone string) error {
 	file := filepath.Join("/usr/share/zoneinfo", zone)
-	if !t.has(file) {
-		return fmt.Errorf("%s is not in this system: its wad lacks tzdata, or there is no such zone", file)
+	if info, err := os.Stat(t.at(file)); err != nil || !info.Mode().IsRegular() {
+		return fmt.Errorf("%s is not a time zone of this system: its wad lacks tzdata, or there is no such zone", file)
 	}
 	if err := t.symlink("/etc/localtime", file); err != nil {
 		return err
@@ -112,6 +113,13 @@ func (t tree) locale(name string) error {
 		return t.write("/etc/default/locale", line, 0o644, 0, 0)
 	}
 	if t.openrc() {
+		// env-update makes profile.env of env.d when packages change; shells read
+		// only the former.
+		if t.has("/etc/profile.env") {
+			if err := t.setVariable("/etc/profile.env", "export LANG", name); err != nil {
+				return err
+			}
+		}
 		return t.write("/etc/env.d/02locale", line, 0o644, 0, 0)
 	}
 	return t.write("/etc/locale.conf", line, 0o644, 0, 0)
