@@ -13,6 +13,8 @@ import (
 	"syscall"
 	"testing"
 
+	"github.com/google/uuid"
+
 	"reassure/image/spec"
 )
 
@@ -220,6 +222,11 @@ func TestMake(t *testing.T) {
 			f := sparse(t, 400*mib)
 			var said bytes.Buffer
 			o := named(kind)
+			if kind == spec.XFS || kind == spec.Btrfs {
+				// mkfs.btrfs refuses a UUID that any device of this machine has,
+				// such as another test's loop device.
+				o.UUID = uuid.NewString()
+			}
 			if err := Make(ctx, kind, f.Name(), o, slog.New(slog.NewTextHandler(&said, &slog.HandlerOptions{Level: slog.LevelDebug}))); err != nil {
 				t.Fatal(err)
 			}
