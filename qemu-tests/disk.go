@@ -91,8 +91,12 @@ func (d *Disk) Sum() (spec.Digest, error) {
 // and its table.
 const bootCode = 440
 
-// Bootable says whether firmware that reads an MBR finds code to run: that is
-// what commits a reimage on a PC with a BIOS.
+// notWhole is what the code in the MBR says of itself while a reimage is under
+// way: it only has the firmware go on to the next thing to boot.
+const notWhole = "this disk is not whole yet"
+
+// Bootable says whether firmware that reads an MBR finds code there that boots
+// the disk: that is what commits a reimage on a PC with a BIOS.
 func (d *Disk) Bootable() (bool, error) {
 	f, err := os.Open(d.path)
 	if err != nil {
@@ -103,7 +107,7 @@ func (d *Disk) Bootable() (bool, error) {
 	if _, err := io.ReadFull(f, code[:]); err != nil {
 		return false, fmt.Errorf("disk %s: %w", d.path, err)
 	}
-	return code != [bootCode]byte{}, nil
+	return code != [bootCode]byte{} && !bytes.Contains(code[:], []byte(notWhole)), nil
 }
 
 // arguments are the emulator's for disk number n.

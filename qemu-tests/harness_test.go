@@ -98,6 +98,7 @@ func TestDisk(t *testing.T) {
 	}
 	bootable(t, blank, false)
 	bootable(t, make("signature only", at(440, "abcd")), false)
+	bootable(t, make("a reimage under way", at(0, "\xfa1\xc0ReAssure: this disk is not whole yet; it will be reimaged")), false)
 	bootable(t, make("code", at(439, "x")), true)
 }
 

@@ -85,8 +85,8 @@ type labT struct {
 	t *testing.T
 }
 
-// newLab makes a lab and puts {{KEY}} in its files, the line for the PC's
-// authorized_keys, in place.
+// newLab makes a lab; {{KEY}} in its files and variables becomes the line for the
+// PC's authorized_keys.
 func newLab(t *testing.T, s Setup) *labT {
 	t.Helper()
 	p := programs(t)
@@ -99,11 +99,14 @@ func newLab(t *testing.T, s Setup) *labT {
 	if err != nil {
 		t.Fatal(err)
 	}
-	files := map[string]string{}
-	for name, content := range s.Files {
-		files[name] = strings.ReplaceAll(content, "{{KEY}}", line)
+	filled := func(texts map[string]string) map[string]string {
+		out := map[string]string{}
+		for name, text := range texts {
+			out[name] = strings.ReplaceAll(text, "{{KEY}}", line)
+		}
+		return out
 	}
-	s.Files = files
+	s.Files, s.Vars = filled(s.Files), filled(s.Vars)
 	lab, err := NewLab(t.Context(), p, dir, s, key)
 	if err != nil {
 		t.Fatal(err)

@@ -63,6 +63,9 @@ type Machine struct {
 	NIC string
 	// FromDisk has it boot from its first disk alone.
 	FromDisk bool
+	// DiskFirst has it boot from its first disk, and from the network only when
+	// the disk hands the firmware on.
+	DiskFirst bool
 	// NoReboot has it switch off where it would restart.
 	NoReboot bool
 	// Watch gets the console as it comes, besides the log.
@@ -124,8 +127,12 @@ func (m Machine) Arguments(sshPort int) ([]string, error) {
 		// The slot is fixed: udev names the card by it, ens3.
 		"-device", fmt.Sprintf("%s,netdev=net,mac=%s,bootindex=0,addr=3", m.NIC, m.MAC),
 	}
-	if m.FromDisk {
-		args[len(args)-1] = strings.Replace(args[len(args)-1], ",bootindex=0", "", 1)
+	last := &args[len(args)-1]
+	switch {
+	case m.FromDisk:
+		*last = strings.Replace(*last, ",bootindex=0", "", 1)
+	case m.DiskFirst:
+		*last = strings.Replace(*last, ",bootindex=0", ",bootindex=99", 1)
 	}
 	if m.NoReboot {
 		args = append(args, "-no-reboot")

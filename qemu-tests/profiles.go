@@ -16,7 +16,8 @@ templates:
   - {path: /etc/hostname, source: debian/hostname}
   - {path: /etc/hosts, source: hosts, volatile: true}
   - {path: /etc/fstab, source: fstab}
-  - {path: /etc/systemd/network/10-lan.network, source: debian/lan.network}
+  - {path: /etc/systemd/network/10-lan.link, source: debian/lan.link}
+  - {path: /etc/systemd/network/20-lan.network, source: debian/lan.network}
   - {path: /etc/resolv.conf, source: resolv.conf}
   - {path: /etc/motd, source: site/motd}
 system:

@@ -13,8 +13,8 @@ import (
 // failed is what the reimager says when a try has failed; panicked is how a
 // kernel or a Go program ends that has a defect.
 var (
-	failed   = regexp.MustCompile(`(?m)REIMAGE FAILED: .*$`)
-	panicked = regexp.MustCompile(`(?m)(Kernel panic - not syncing|^panic: |^fatal error: ).*$`)
+	failed   = regexp.MustCompile(`REIMAGE FAILED: .*\n`)
+	panicked = regexp.MustCompile(`(?m)(Kernel panic - not syncing|^panic: |^fatal error: ).*\n`)
 )
 
 // Reimaged is how one reimage went.
@@ -26,7 +26,8 @@ type Reimaged struct {
 }
 
 var (
-	doneLine   = regexp.MustCompile(`(?m)REIMAGE DONE.*$`)
+	// To the end of the line: the console comes in pieces.
+	doneLine   = regexp.MustCompile(`REIMAGE DONE.*\n`)
 	memoryText = regexp.MustCompile(`peak_memory="?([0-9.]+) ?([KMG]i)?B`)
 )
 

@@ -116,7 +116,9 @@ func newLog(debug bool, screen *logs.Screen, ring *logs.Ring) *slog.Logger {
 	return slog.New(slog.NewMultiHandler(handlers...))
 }
 
-func reimageThis(ctx context.Context, options cmdline.Options, screen *logs.Screen, ring *logs.Ring, log *slog.Logger) (spec.Finish, error) {
+func reimageThis(ctx context.Context, options cmdline.Options, screen *logs.Screen, ring *logs.Ring, log *slog.Logger) (finish spec.Finish, err error) {
+	finish = spec.Hold // what a defect ends in
+	defer reimage.Recover(&err)
 	text, err := os.ReadFile(spec.ImageInfo)
 	if err != nil {
 		return spec.Hold, fmt.Errorf("this is not a ReAssure image: %w", err)

@@ -7,6 +7,7 @@
 //	tools     u-root's init, shell and a few commands, as one Go busybox
 //	modules   kernel modules with their index files
 //	firmware  what drivers load
+//	bundles   programs of Debian that the configuration asks for
 //	programs  reimage and chroothelper
 //	site      keys, site files, what the image is; last of all a marker
 //
@@ -19,6 +20,7 @@ package build
 import (
 	"context"
 	"crypto/sha256"
+	"debug/buildinfo"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -71,7 +73,8 @@ type Image struct {
 	Kernel   KernelInfo          `json:"kernel"`
 	Go       string              `json:"go"`
 	Tools    []string            `json:"tools"`
-	Packages map[string]string   `json:"go_modules"` // versions of what the tools are made of
+	Bundles  []string            `json:"bundles,omitempty"`
+	Packages map[string]string   `json:"go_modules"` // versions of all that our programs and the tools are made of
 	Groups   map[string][]string `json:"module_groups"`
 	Modules  []string            `json:"modules"`
 	LeftOut  []Missing           `json:"left_out"` // network and storage drivers that are not in the image
@@ -133,7 +136,7 @@ func Build(ctx context.Context, o Options) (*Image, error) {
 		o.Log.Debug("this kernel has no module for a pattern (built in, or not there)", "pattern", p)
 	}
 	info := &Image{
-		Version: o.Version, Flavour: o.Flavour, Insecure: o.Insecure, Go: runtime.Version(), Tools: o.Config.Tools,
+		Version: o.Version, Flavour: o.Flavour, Insecure: o.Insecure, Go: runtime.Version(), Tools: o.Config.Tools, Bundles: o.Config.Bundles,
 		Kernel: KernelInfo{Release: kernel.Release, Package: kernel.Package, Version: kernel.Version, SHA256: kernel.SHA256},
 		Groups: chosen.groups, LeftOut: chosen.leftOut, CommandLine: o.Config.CommandLine,
 	}
@@ -159,10 +162,18 @@ func Build(ctx context.Context, o Options) (*Image, error) {
 	if len(firmware) > 0 {
 		segments = append(segments, entriesSegment("firmware", firmware, ""))
 	}
-	programs, err := buildPrograms(ctx, o)
+	extra, err := bundleEntries(o.Config.Bundles)
 	if err != nil {
 		return nil, err
 	}
+	if len(extra) > 0 {
+		segments = append(segments, entriesSegment("bundles", extra, ""))
+	}
+	programs, linked, err := buildPrograms(ctx, o)
+	if err != nil {
+		return nil, err
+	}
+	maps.Copy(info.Packages, linked)
 	site, keys, err := siteEntries(o, kernel, tree, chosen)
 	if err != nil {
 		return nil, err
@@ -218,11 +229,12 @@ func modules(k *Kernel, tree *kmod.Tree, names []string) *segment {
 	}}
 }
 
-// buildPrograms builds our own programs. Go's build cache makes it quick.
-func buildPrograms(ctx context.Context, o Options) ([]entry, error) {
+// buildPrograms builds our own programs, and says which modules are in them.
+// Go's build cache makes it quick.
+func buildPrograms(ctx context.Context, o Options) ([]entry, map[string]string, error) {
 	work, err := os.MkdirTemp("", "reassure-programs")
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	defer os.RemoveAll(work)
 	env := append(os.Environ(), "CGO_ENABLED=0", "GOOS=linux", "GOARCH=amd64", "GOFLAGS=")
@@ -231,18 +243,26 @@ func buildPrograms(ctx context.Context, o Options) ([]entry, error) {
 		Dir:  o.Source, Env: env, Log: o.Log,
 	}.Run(ctx)
 	if err != nil {
-		return nil, fmt.Errorf("build the programs of the image: %w", err)
+		return nil, nil, fmt.Errorf("build the programs of the image: %w", err)
 	}
 	entries := []entry{{name: "bin/uinit", link: spec.ImageReimage}}
+	linked := map[string]string{}
 	for name, file := range map[string]string{spec.ImageReimage: "reimage", spec.ImageChrootHelper: "chroothelper"} {
 		e, err := readEntry(strings.TrimPrefix(name, "/"), filepath.Join(work, file), true)
 		if err != nil {
-			return nil, err
+			return nil, nil, err
 		}
 		entries = append(entries, e)
+		made, err := buildinfo.ReadFile(filepath.Join(work, file))
+		if err != nil {
+			return nil, nil, err
+		}
+		for _, m := range made.Deps {
+			linked[m.Path] = m.Version
+		}
 	}
 	slices.SortFunc(entries, func(a, b entry) int { return strings.Compare(a.name, b.name) })
-	return entries, nil
+	return entries, linked, nil
 }
 
 // siteEntries is what makes the image this site's: keys, files, and what it says

@@ -209,6 +209,11 @@ func TestBuild(t *testing.T) {
 	if diff := cmp.Diff(wantMissing, image.LeftOut); diff != "" {
 		t.Errorf("left out (-want +got):\n%s", diff)
 	}
+	for _, m := range []string{"github.com/u-root/u-root", "github.com/diskfs/go-diskfs"} {
+		if !strings.HasPrefix(image.Packages[m], "v") {
+			t.Errorf("version of %s: %q", m, image.Packages[m])
+		}
+	}
 	if diff := cmp.Diff([]string{"a/*"}, image.MissingFirmware); diff != "" {
 		t.Errorf("missing firmware (-want +got):\n%s", diff)
 	}
@@ -326,6 +331,40 @@ func TestBuildRefuses(t *testing.T) {
 	}
 }
 
+// TestBundles has a bundle's program run with nothing but what the image has.
+func TestBundles(t *testing.T) {
+	o := options(t)
+	o.Config.Bundles = []string{"xfs", "btrfs"}
+	if _, err := Build(t.Context(), o); err != nil {
+		t.Fatal(err)
+	}
+	root := t.TempDir()
+	entries, err := bundleEntries(o.Config.Bundles)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, e := range entries {
+		file := filepath.Join(root, e.name)
+		if err := os.MkdirAll(filepath.Dir(file), 0o755); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(file, e.data, 0o755); err != nil {
+			t.Fatal(err)
+		}
+		var same bytes.Buffer
+		if err := Cat(&same, o.Out, e.name); err != nil || !bytes.Equal(same.Bytes(), e.data) {
+			t.Errorf("/%s in the image: %v", e.name, err)
+		}
+	}
+	for _, b := range bundles {
+		cmd := exec.Command(b.program, "-V")
+		cmd.SysProcAttr, cmd.Dir = &syscall.SysProcAttr{Chroot: root}, "/"
+		if out, err := cmd.CombinedOutput(); err != nil {
+			t.Errorf("%s does not run by itself: %v\n%s", b.program, err, out)
+		}
+	}
+}
+
 func TestInsecureIsSaid(t *testing.T) {
 	o := options(t)
 	o.Insecure, o.Keys = true, ""
@@ -394,6 +433,7 @@ func TestConfig(t *testing.T) {
 		{"ending", strings.Replace(smallConfig, "drivers/net/gone", "drivers/net/gone.ko", 1), "image.yaml:4: "},
 		{"no reason", strings.Replace(smallConfig, ", why: PCMCIA", "", 1), "left_out"},
 		{"no init", strings.Replace(smallConfig, "[init]", "[ls]", 1), "must have init"},
+		{"bundle", smallConfig + "bundles: [zfs]\n", "write one of btrfs, xfs"},
 		{"no flavour", "tools: [init]\n", "there is none"},
 		{"site file", smallConfig + "files: {etc/x: /y}\n", "absolute path"},
 	} {

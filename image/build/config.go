@@ -3,6 +3,7 @@ package build
 import (
 	_ "embed"
 	"fmt"
+	"maps"
 	"path"
 	"regexp"
 	"slices"
@@ -26,6 +27,7 @@ type Config struct {
 	Preload     []string                       `yaml:"preload"`
 	Firmware    Firmware                       `yaml:"firmware"`
 	Tools       []string                       `yaml:"tools"`
+	Bundles     []string                       `yaml:"bundles"`
 	CommandLine string                         `yaml:"command_line"`
 	// Files maps absolute paths in the image to files on the build host.
 	Files map[string]string `yaml:"files"`
@@ -83,6 +85,11 @@ func (c *Config) Validate() spec.Problems {
 	for i, t := range c.Tools {
 		if !toolPattern.MatchString(t) {
 			problem(fmt.Sprintf("tools[%d]", i), "%q is not the name of a u-root command", t)
+		}
+	}
+	for i, b := range c.Bundles {
+		if _, ok := bundles[b]; !ok {
+			problem(fmt.Sprintf("bundles[%d]", i), "there is no bundle %q: write one of %s", b, strings.Join(slices.Sorted(maps.Keys(bundles)), ", "))
 		}
 	}
 	for i, f := range c.Firmware.Files {

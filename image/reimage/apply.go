@@ -67,19 +67,24 @@ func (r *Reimager) apply(ctx context.Context, m *spec.Manifest, plan *spec.Plan)
 	// Whatever fails below, nothing stays mounted: the next try needs the disk.
 	defer mounts.Unmount(context.WithoutCancel(ctx))
 
+	tree, err := os.OpenRoot(root)
+	if err != nil {
+		return err
+	}
+	defer tree.Close()
+
 	r.phase("extract")
 	for i, w := range m.Wads {
+		// Through the tree: a link in an earlier wad must not lead out of it.
+		if err := tree.MkdirAll(path.Join(".", w.Mount), 0o755); err != nil {
+			return fmt.Errorf("wad %s: its mount point %s: %w", w.Name, w.Mount, err)
+		}
 		if err := r.extract(ctx, w, streams[i], root, i, len(m.Wads)); err != nil {
 			return err
 		}
 	}
 
 	r.phase("configure")
-	tree, err := os.OpenRoot(root)
-	if err != nil {
-		return err
-	}
-	defer tree.Close()
 	for _, f := range files {
 		if err := layFile(tree, f); err != nil {
 			return fmt.Errorf("template %s: %w", f.Path, err)
@@ -182,11 +187,7 @@ func (r *Reimager) extract(ctx context.Context, w spec.Wad, stream *fetch.Stream
 	}
 	bar := r.Screen.Progress(name, w.Size, r.progressEvents())
 	defer bar.End()
-	into := filepath.Join(root, w.Mount)
-	if err := os.MkdirAll(into, 0o755); err != nil {
-		return err
-	}
-	stats, err := wad.Extract(ctx, io.TeeReader(stream, bar), into, wad.Options{Log: r.Log, Overlay: w.Overlay})
+	stats, err := wad.Extract(ctx, io.TeeReader(stream, bar), filepath.Join(root, w.Mount), wad.Options{Log: r.Log, Overlay: w.Overlay})
 	bar.End()
 	if err := errors.Join(err, stream.Close()); err != nil {
 		return fmt.Errorf("wad %s: %w", w.Name, err)

@@ -138,14 +138,18 @@ func sleep(ctx context.Context, d time.Duration) error {
 	}
 }
 
+// Recover makes an error of a panic; it is to be deferred. A defect must not end
+// the program: u-root's init would open a shell on a half-made system.
+func Recover(err *error) {
+	if p := recover(); p != nil {
+		*err = fmt.Errorf("a defect in ReAssure: %v\n%s", p, debug.Stack())
+	}
+}
+
 // tryOnce is one try, from the network to the commit. The manifest is returned
 // as soon as there is one, for its policy.
 func (r *Reimager) tryOnce(ctx context.Context) (finish spec.Finish, m *spec.Manifest, err error) {
-	defer func() {
-		if p := recover(); p != nil {
-			err = fmt.Errorf("a defect in ReAssure: %v\n%s", p, debug.Stack())
-		}
-	}()
+	defer Recover(&err)
 	r.Screen.Reset()
 	if r.network == nil {
 		r.phase("hardware")
@@ -282,7 +286,7 @@ func (r *Reimager) settleDisks(ctx context.Context) error {
 // modprobe for.
 func (r *Reimager) loadFileSystems(ctx context.Context, kinds ...string) {
 	for _, k := range kinds {
-		if k == spec.XFS || k == spec.Btrfs { // the others are loaded at the start
+		if r.loader != nil && (k == spec.XFS || k == spec.Btrfs) { // the others are loaded at the start
 			r.loader.Load(ctx, k)
 		}
 	}

@@ -13,6 +13,8 @@ import (
 	"syscall"
 	"testing"
 
+	"github.com/google/uuid"
+
 	"reassure/image/spec"
 )
 
@@ -20,8 +22,13 @@ var makers = map[string]func(Device, int64, Options) error{spec.Ext4: Ext4, spec
 
 // named returns options that suit a kind of file system.
 func named(kind string) Options {
-	if kind == spec.VFAT {
+	switch kind {
+	case spec.VFAT:
 		return Options{UUID: testVolumeID, Label: "NEW"}
+	case spec.XFS, spec.Btrfs:
+		// mkfs.btrfs refuses a UUID that any device of this machine has, such as
+		// another test's loop device.
+		return Options{UUID: uuid.NewString(), Label: "new"}
 	}
 	return Options{UUID: testUUID, Label: "new"}
 }
