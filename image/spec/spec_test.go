@@ -218,6 +218,9 @@ func TestProfileValidate(t *testing.T) {
 		{"limits", func(p *Profile) {
 			p.Steps = []Step{{Name: "x", Limits: &Limits{Rules: []LimitRule{{Domain: "*", Type: "firm", Item: "nproc", Value: "1 2"}}}}}
 		}, []string{"steps[0].limits.rules[0].type", "steps[0].limits.rules[0].value"}},
+		{"a service that is a folder", func(p *Profile) {
+			p.Steps = []Step{{Name: "x", Service: &Service{Name: "..", Runlevel: "..", Disable: true}}}
+		}, []string{"steps[0].service.name", "steps[0].service.runlevel"}},
 		{"service", func(p *Profile) {
 			p.Steps = []Step{{Name: "x", Service: &Service{Name: "a b", Runlevel: "/"}}}
 		}, []string{"steps[0].service.name", "steps[0].service.runlevel"}},

@@ -178,7 +178,7 @@ func (s *Step) Kind() string {
 
 var (
 	keyTypes       = []string{"rsa", "ecdsa", "ed25519"}
-	servicePattern = regexp.MustCompile(`^[A-Za-z0-9@._:-]+$`)
+	servicePattern = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9@._:-]*$`) // so neither . nor ..
 )
 
 // validateSteps judges steps. Where their strings are still templates, a step

@@ -33,6 +33,12 @@ func (t tree) has(paths ...string) bool {
 // write makes a file, and the folders above it, in place of whatever file or
 // link is there; it appears whole.
 func (t tree) write(p, content string, mode spec.Mode, uid, gid int) error {
+	return t.put(p, content, mode.FileMode(), uid, gid)
+}
+
+// put is write with a mode that means what it says: 0 is nobody, as some
+// systems have it for /etc/shadow.
+func (t tree) put(p, content string, mode fs.FileMode, uid, gid int) error {
 	name := t.at(p)
 	if err := os.MkdirAll(filepath.Dir(name), 0o755); err != nil {
 		return err
@@ -44,7 +50,7 @@ func (t tree) write(p, content string, mode spec.Mode, uid, gid int) error {
 	defer os.Remove(f.Name()) // gone already when all went well
 	_, err = f.WriteString(content)
 	// chown takes setuid away, so chmod comes after it.
-	err = errors.Join(err, f.Chown(uid, gid), f.Chmod(mode.FileMode()), f.Close())
+	err = errors.Join(err, f.Chown(uid, gid), f.Chmod(mode), f.Close())
 	if err != nil {
 		return fmt.Errorf("write %s: %w", p, err)
 	}
@@ -78,7 +84,7 @@ func (t tree) rewrite(p string, change func(text string) (string, error)) error 
 	if err != nil {
 		return err
 	}
-	return t.write(below, after, spec.Mode(owner.Mode&0o7777), int(owner.Uid), int(owner.Gid))
+	return t.put(below, after, info.Mode(), int(owner.Uid), int(owner.Gid))
 }
 
 func (t tree) edit(e *spec.Edit) error {

@@ -314,6 +314,22 @@ func TestSettings(t *testing.T) {
 	}
 }
 
+// TestModesAreKept has a file that nobody may read stay so.
+func TestModesAreKept(t *testing.T) {
+	for _, want := range []os.FileMode{0, 0o640, 0o755 | os.ModeSetuid} {
+		r := plant(t, map[string]string{"etc/shadow": shadow})
+		if err := os.Chmod(r.at("/etc/shadow"), want); err != nil {
+			t.Fatal(err)
+		}
+		if err := r.edit(&spec.Edit{Path: "/etc/shadow", Append: "more"}); err != nil {
+			t.Fatal(err)
+		}
+		if got := mode(t, r.at("/etc/shadow")); got != want {
+			t.Errorf("mode %v became %v", want, got)
+		}
+	}
+}
+
 func TestSetVariable(t *testing.T) {
 	for before, want := range map[string]string{
 		"":                    "A=\"x\"\n",
