@@ -2,8 +2,12 @@ package image
 
 import (
 	"encoding/json"
+	"io/fs"
+	"os"
 	"os/exec"
 	"path"
+	"path/filepath"
+	"regexp"
 	"slices"
 	"strings"
 	"testing"
@@ -14,7 +18,7 @@ import (
 var (
 	ground = []string{"image/spec", "templates"}
 	shared = []string{
-		"image/command", "image/conf", "image/sign", "image/fetch", "image/kmod", "image/tree", "image/wad",
+		"image/command", "image/conf", "image/sign", "image/fetch", "image/kmod", "image/initramfs", "image/coverage", "image/tree", "image/wad",
 		"image/stamp", "image/render", "image/resolve", "image/bootfiles", "image/report", "image/logs",
 	}
 	wings = []string{"image/build", "image/reimage", "image/serve"}
@@ -22,25 +26,30 @@ var (
 
 // importers lists who may import a third-party module; all others may not.
 var importers = map[string][]string{
-	"github.com/u-root/mkuimage":      {"image/build"},
-	"github.com/u-root/u-root":        {"image/build", "image/reimage"},
-	"github.com/cavaliergopher/cpio":  {"image/build", "cmds/mkimage"},
-	"github.com/diskfs/go-diskfs":     {"image/reimage/disk"},
-	"github.com/insomniacslk/dhcp":    {"image/reimage/netup", "image/serve"},
-	"github.com/vishvananda/netlink":  {"image/reimage"},
-	"github.com/klauspost/compress":   {"image/wad", "image/kmod", "image/build"},
-	"github.com/ulikunitz/xz":         {"image/wad", "image/kmod", "image/build"},
-	"github.com/spf13/cobra":          {"cmds/reassure"},
-	"go.yaml.in/yaml/v3":              {"image/conf"},
-	"github.com/google/renameio/v2":   {"image/build", "image/serve", "image/resolve", "image/sign", "cmds/mkimage", "cmds/reassure"},
-	"golang.org/x/crypto":             {"image/sign", "image/reimage"},
-	"golang.org/x/sync":               {"image", "cmds"},
-	"golang.org/x/sys":                {"image"},
-	"github.com/google/uuid":          {"image/reimage"},
-	"honnef.co/go/tools":              {},
-	"github.com/google/go-cmp":        {},
-	"github.com/u-root/gobusybox/src": {"image/build"},
-	"github.com/u-root/uio":           {"image/build"},
+	"github.com/u-root/mkuimage":          {"image/build"},
+	"github.com/u-root/u-root":            {"image/build", "image/reimage"},
+	"github.com/CycloneDX/cyclonedx-go":   {"image/build"},
+	"github.com/cavaliergopher/cpio":      {"image/initramfs", "image/build", "cmds/mkimage"},
+	"github.com/diskfs/go-diskfs":         {"image/reimage/disk"},
+	"github.com/insomniacslk/dhcp":        {"image/reimage/netup", "image/serve"},
+	"github.com/vishvananda/netlink":      {"image/reimage", "image/serve"},
+	"github.com/klauspost/compress":       {"image/wad", "image/kmod", "image/initramfs", "image/build"},
+	"github.com/ulikunitz/xz":             {"image/wad", "image/kmod", "image/initramfs", "image/build"},
+	"github.com/spf13/cobra":              {"cmds/reassure"},
+	"go.etcd.io/bbolt":                    {"image/serve/store"},
+	"github.com/aymanbagabas/go-udiff":    {"image/serve/lab"},
+	"github.com/pin/tftp/v3":              {"image/serve/tftp"},
+	"github.com/prometheus/client_golang": {"image/serve/web"},
+	"go.yaml.in/yaml/v3":                  {"image/conf"},
+	"github.com/google/renameio/v2":       {"image/build", "image/serve", "image/resolve", "image/sign", "cmds/mkimage", "cmds/reassure"},
+	"golang.org/x/crypto":                 {"image/sign", "image/reimage", "image/serve"},
+	"golang.org/x/sync":                   {"image", "cmds"},
+	"golang.org/x/sys":                    {"image", "cmds/reassure"},
+	"github.com/google/uuid":              {"image/reimage"},
+	"honnef.co/go/tools":                  {},
+	"github.com/google/go-cmp":            {},
+	"github.com/u-root/gobusybox/src":     {"image/build"},
+	"github.com/u-root/uio":               {"image/build"},
 }
 
 type listed struct {
@@ -167,6 +176,41 @@ func TestInitramfsIsLean(t *testing.T) {
 					t.Errorf("%s carries %s", program, d)
 				}
 			}
+		}
+	}
+}
+
+// TestSecurityNamesTests holds the README's threat model to what there is: each
+// test that it names exists.
+func TestSecurityNamesTests(t *testing.T) {
+	readme, err := os.ReadFile("../README.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, section, _ := strings.Cut(string(readme), "\n## Security\n")
+	section, _, _ = strings.Cut(section, "\n## ")
+	there := map[string]bool{}
+	declared := regexp.MustCompile(`(?m)^func ((?:Test|Fuzz)\w+)\(`)
+	err = filepath.WalkDir("..", func(name string, _ fs.DirEntry, err error) error {
+		if err != nil || !strings.HasSuffix(name, "_test.go") {
+			return err
+		}
+		text, err := os.ReadFile(name)
+		for _, m := range declared.FindAllSubmatch(text, -1) {
+			there[string(m[1])] = true
+		}
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	named := regexp.MustCompile("`((?:Test|Fuzz)\\w+)`").FindAllStringSubmatch(section, -1)
+	if len(named) == 0 {
+		t.Fatal("the README's section Security names no test")
+	}
+	for _, m := range named {
+		if !there[m[1]] {
+			t.Errorf("the README's section Security names %s, which is no test", m[1])
 		}
 	}
 }

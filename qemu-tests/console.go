@@ -61,7 +61,7 @@ func (c *Console) wake() {
 func (c *Console) Expect(ctx context.Context, want *regexp.Regexp, never ...*regexp.Regexp) ([]string, error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	for from := c.read; ; from = max(from, len(c.text)-reach) {
+	for from := c.read; ; {
 		at := want.FindSubmatchIndex(c.text[from:])
 		for _, bad := range never {
 			if b := bad.FindIndex(c.text[from:]); b != nil && (at == nil || b[0] < at[0]) {
@@ -86,6 +86,9 @@ func (c *Console) Expect(ctx context.Context, want *regexp.Regexp, never ...*reg
 		if c.changed == nil {
 			c.changed = make(chan struct{})
 		}
+		// Whatever came until now has been looked at. More than reach may come
+		// before this is woken, on a busy machine.
+		from = max(from, len(c.text)-reach)
 		changed := c.changed
 		c.mu.Unlock()
 		select {

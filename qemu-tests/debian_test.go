@@ -16,17 +16,23 @@ import (
 	"reassure/image/spec"
 )
 
-// TestDebian is the life of a PC: a blank disk is reimaged and boots by itself;
-// is told Remote again with nothing changed; gets a change; and is then kept up
-// to date by its own system's tools.
-func TestDebian(t *testing.T) {
-	t.Parallel()
+// debianLab is a lab whose PC gets Debian.
+func debianLab(t *testing.T) *labT {
+	t.Helper()
 	lab := newLab(t, Setup{
 		Profile: "lab-debian",
 		Files:   map[string]string{"profiles/lab-debian.yaml": DebianProfile, "templates/site/motd": "first\n"},
 		Wads:    map[string]string{"debian.tar.zst": wad(t, "debian", "debian.tar.zst")},
 	})
 	lab.publish()
+	return lab
+}
+
+// TestDebian is the life of a PC: a blank disk is reimaged and boots by itself;
+// is told Remote again with nothing changed; and gets a change.
+func TestDebian(t *testing.T) {
+	t.Parallel()
+	lab := debianLab(t)
 	disk := &Disk{Size: 8 * spec.GiB}
 	machine := Machine{Disks: []*Disk{disk}}
 
@@ -88,8 +94,21 @@ func TestDebian(t *testing.T) {
 	pc.expect(`(?m)^exp01 login: `, 4*time.Minute)
 	g = pc.login(lab, again.HostKeys)
 	g.says("cat /etc/motd", "second")
+	g.powerOff(pc)
+}
 
-	// The system's own tools.
+// TestDebianUpgrade keeps a PC that was reimaged up to date by its own system's tools.
+func TestDebianUpgrade(t *testing.T) {
+	t.Parallel()
+	lab := debianLab(t)
+	lab.decide("remote")
+	pc := lab.powerOn(Machine{Disks: []*Disk{{Size: 8 * spec.GiB}}})
+	lab.event(spec.EventPlan, 3*time.Minute)
+	lab.decide("local")
+	pc.expect(`REIMAGE DONE`, 8*time.Minute)
+	again := lab.event(spec.EventKeys, time.Minute)
+	pc.expect(`(?m)^exp01 login: `, 4*time.Minute)
+	g := pc.login(lab, again.HostKeys)
 	release := upgradeKernel(t, g)
 	before2 := g.run("cat /proc/sys/kernel/random/boot_id")
 	if _, err := g.Run(t.Context(), "sync; reboot"); err != nil {

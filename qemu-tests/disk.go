@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"strings"
 
 	"golang.org/x/sys/unix"
 
@@ -18,11 +19,18 @@ import (
 // outlives the PC's being switched off.
 type Disk struct {
 	Size   spec.Size // 0 means 8 GiB
-	Bus    string    // virtio (the default), nvme, ata or scsi
+	Bus    string    // virtio (the default), nvme, ata, scsi or usb
 	Sector int       // logical sector size in bytes; 0 means 512
 	Serial string    // empty means diskN
 	// Removable marks a card or a stick; it needs Bus scsi.
 	Removable bool
+	// Log is a file that notes every write and flush, for [ReadWrites]; empty is none.
+	Log string
+	// Errors has requests fail, as QEMU's blkdebug takes it: rules of
+	// "inject-error.0.event=...,inject-error.0.sector=...".
+	Errors string
+	// ReadOnly is a disk with its write protection on.
+	ReadOnly bool
 	// Fill writes what is on the disk before the PC is first switched on.
 	Fill func(*os.File) error
 
@@ -120,7 +128,23 @@ func (d *Disk) arguments(n int) ([]string, error) {
 		sector = 512
 	}
 	// The format is written out: guessing would let a guest choose it.
-	args := []string{"-drive", "if=none,id=" + id + ",format=raw,cache=unsafe,discard=unmap,file=" + d.path}
+	drive := "if=none,id=" + id + ",discard=unmap,"
+	switch {
+	case d.Log != "":
+		// Whoever does not care for flushes is not told of them.
+		drive += "cache=writeback,driver=blklogwrites,file.driver=file,file.discard=unmap,file.filename=" + d.path + ",log.driver=file,log.filename=" + d.Log
+	case d.Errors != "":
+		drive += "cache=writeback,driver=raw,file.driver=blkdebug,file.image.driver=file,file.image.filename=" + d.path
+		for _, option := range strings.Split(d.Errors, ",") {
+			drive += ",file." + option
+		}
+	default:
+		drive += "format=raw,cache=unsafe,file=" + d.path
+	}
+	if d.ReadOnly {
+		drive += ",readonly=on"
+	}
+	args := []string{"-drive", drive}
 	blocks := fmt.Sprintf(",drive=%s,serial=%s,bootindex=%d,logical_block_size=%d,physical_block_size=%d", id, serial, n+1, sector, max(sector, 512))
 	switch d.Bus {
 	case "", "virtio":
@@ -134,6 +158,8 @@ func (d *Disk) arguments(n int) ([]string, error) {
 			blocks += ",removable=on"
 		}
 		args = append(args, "-device", fmt.Sprintf("virtio-scsi-pci,id=scsi%d", n), "-device", fmt.Sprintf("scsi-hd,bus=scsi%d.0%s", n, blocks))
+	case "usb":
+		args = append(args, "-device", fmt.Sprintf("qemu-xhci,id=xhci%d", n), "-device", fmt.Sprintf("usb-storage,bus=xhci%d.0%s", n, blocks))
 	default:
 		return nil, fmt.Errorf("disk %d: unknown bus %q", n, d.Bus)
 	}

@@ -34,7 +34,7 @@ func TestGentooReassure(t *testing.T) {
 	for _, p := range done.Phases {
 		t.Logf("phase %-12s %6.1f s", p.Name, p.Seconds)
 	}
-	pc.expect(`(?m)^exp01 login: `, 5*time.Minute)
+	pc.expect(`(?m)^exp01 login: `, 8*time.Minute)
 	g := pc.login(lab, keys.HostKeys)
 
 	// It repartitions the PC, creates new file systems, and expands the tar balls.
@@ -103,7 +103,7 @@ func TestGentooReassure(t *testing.T) {
 	if _, err := g.Run(t.Context(), "sync; reboot"); err != nil {
 		t.Log("reboot:", err)
 	}
-	pc.expect(`(?m)^exp01 login: `, 5*time.Minute)
+	pc.expect(`(?m)^exp01 login: `, 8*time.Minute)
 	g = pc.login(lab, keys.HostKeys)
 	g.says("hostname", "exp01")
 	if asked := lab.Web.Requests(); len(asked) > 0 {

@@ -5,6 +5,7 @@ import (
 	"context"
 	"crypto/ed25519"
 	"crypto/rand"
+	"encoding/pem"
 	"errors"
 	"fmt"
 	"net"
@@ -20,17 +21,29 @@ type Guest struct{ client *ssh.Client }
 // Signer is the private half of a key pair to log in with.
 type Signer = ssh.Signer
 
-// NewKey makes a key pair to log in with: the signer, and its line for authorized_keys.
-func NewKey() (ssh.Signer, string, error) {
+// Key is a key pair to log in with.
+type Key struct {
+	ssh.Signer
+	Line string // for authorized_keys
+	File []byte // as ssh keeps a private key
+}
+
+// NewKey makes a key pair.
+func NewKey() (*Key, error) {
 	_, private, err := ed25519.GenerateKey(rand.Reader)
 	if err != nil {
-		return nil, "", fmt.Errorf("key pair: %w", err)
+		return nil, fmt.Errorf("key pair: %w", err)
 	}
 	signer, err := ssh.NewSignerFromKey(private)
 	if err != nil {
-		return nil, "", fmt.Errorf("key pair: %w", err)
+		return nil, fmt.Errorf("key pair: %w", err)
 	}
-	return signer, strings.TrimSpace(string(ssh.MarshalAuthorizedKey(signer.PublicKey()))) + " tests", nil
+	block, err := ssh.MarshalPrivateKey(private, "tests")
+	if err != nil {
+		return nil, fmt.Errorf("key pair: %w", err)
+	}
+	line := strings.TrimSpace(string(ssh.MarshalAuthorizedKey(signer.PublicKey()))) + " tests"
+	return &Key{Signer: signer, Line: line, File: pem.EncodeToMemory(block)}, nil
 }
 
 // Login logs in as soon as the PC answers, and only to a PC that has one of
@@ -63,7 +76,7 @@ func (vm *VM) Login(ctx context.Context, user string, signer ssh.Signer, hostKey
 		HostKeyAlgorithms: algorithms,
 	}
 	for {
-		client, err := dial(ctx, vm.SSH, config)
+		client, err := vm.connect(ctx, config)
 		if err == nil {
 			return &Guest{client}, nil
 		}
@@ -80,8 +93,8 @@ func (vm *VM) Login(ctx context.Context, user string, signer ssh.Signer, hostKey
 	}
 }
 
-func dial(ctx context.Context, address string, config *ssh.ClientConfig) (*ssh.Client, error) {
-	conn, err := new(net.Dialer).DialContext(ctx, "tcp", address)
+func (vm *VM) connect(ctx context.Context, config *ssh.ClientConfig) (*ssh.Client, error) {
+	conn, err := vm.dial(ctx, "tcp", vm.SSH)
 	if err != nil {
 		return nil, err
 	}
@@ -89,7 +102,7 @@ func dial(ctx context.Context, address string, config *ssh.ClientConfig) (*ssh.C
 	if err := conn.SetDeadline(time.Now().Add(30 * time.Second)); err != nil {
 		return nil, errors.Join(err, conn.Close())
 	}
-	c, channels, requests, err := ssh.NewClientConn(conn, address, config)
+	c, channels, requests, err := ssh.NewClientConn(conn, vm.SSH, config)
 	if err != nil {
 		return nil, errors.Join(err, conn.Close())
 	}

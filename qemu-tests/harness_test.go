@@ -54,6 +54,24 @@ func TestConsole(t *testing.T) {
 			}
 		})
 	}
+	t.Run("much at once", func(t *testing.T) {
+		c := new(Console)
+		wait := make(chan error)
+		go func() {
+			_, err := c.Expect(t.Context(), login)
+			wait <- err
+		}()
+		for waiting := false; !waiting; {
+			c.mu.Lock()
+			waiting = c.changed != nil
+			c.mu.Unlock()
+		}
+		io.WriteString(c, "exp01 login: \n"+strings.Repeat("much more\n", reach))
+		c.end(errors.New("pulled"))
+		if err := <-wait; err != nil {
+			t.Error(err)
+		}
+	})
 	t.Run("goes past what it found", func(t *testing.T) {
 		c := new(Console)
 		io.WriteString(c, "one login: \ntwo login: \n")

@@ -33,10 +33,20 @@ type Programs struct {
 func Build(ctx context.Context, tree, dir string) (*Programs, error) {
 	p := &Programs{Tree: tree, Dir: dir, Reassure: filepath.Join(dir, "reassure"), Image: filepath.Join(dir, "image")}
 	mkimage := filepath.Join(dir, "mkimage")
+	// What a site that wants deltas of such an image writes.
+	config := filepath.Join(dir, "image.yaml")
+	text, err := os.ReadFile(filepath.Join(tree, "image/build/image.yaml"))
+	if err != nil {
+		return nil, fmt.Errorf("building what is tested: %w", err)
+	}
+	text = bytes.Replace(text, []byte("\nbundles: []\n"), []byte("\nbundles: [e2fsck]\n"), 1)
+	if err := os.WriteFile(config, text, 0o644); err != nil {
+		return nil, fmt.Errorf("building what is tested: %w", err)
+	}
 	for _, args := range [][]string{
 		{"go", "build", "-o", p.Reassure, "./cmds/reassure"},
 		{"go", "build", "-o", mkimage, "./cmds/mkimage"},
-		{mkimage, "build", "-flavour", "vm", "-out", p.Image},
+		{mkimage, "build", "-flavour", "vm", "-config", config, "-out", p.Image},
 	} {
 		var out bytes.Buffer
 		err := command.Command{Args: args, Dir: tree, Env: p.Env(), Stdout: &out, Timeout: 10 * time.Minute}.Run(ctx)
@@ -81,6 +91,8 @@ type Setup struct {
 	// Vars are the host's variables.
 	Vars map[string]string
 	MAC  spec.MAC // zero means DefaultMAC
+	// Others are further addresses of the PC.
+	Others []spec.MAC
 	// CommandLine is added to the reimager's kernel command line.
 	CommandLine string
 }
@@ -151,7 +163,11 @@ func (l *Lab) inventory() string {
 	var y strings.Builder
 	fmt.Fprintf(&y, "site:\n  url: %s\n  server: %s\n  network: %s\n  gateway: %s\n  dns: [%s]\n  domain: lab.example\n", l.Web.URL(), Server, Network, Server, DNS)
 	fmt.Fprintf(&y, "  events: %s\n  command_line: %q\n", l.Web.EventsURL(), strings.TrimSpace(consoles+" "+l.CommandLine))
-	fmt.Fprintf(&y, "hosts:\n  - name: %s\n    mac: [%q]\n    ip: %s\n    profile: %s\n", l.Host, l.MAC, Address, l.Profile)
+	macs := fmt.Sprintf("%q", l.MAC)
+	for _, m := range l.Others {
+		macs += fmt.Sprintf(", %q", m)
+	}
+	fmt.Fprintf(&y, "hosts:\n  - name: %s\n    mac: [%s]\n    ip: %s\n    profile: %s\n", l.Host, macs, Address, l.Profile)
 	if len(l.Vars) > 0 {
 		y.WriteString("    vars:\n")
 		for k, v := range l.Vars {
@@ -188,7 +204,7 @@ func (l *Lab) Switch(ctx context.Context, decision string) error {
 	return l.reassure(ctx, "switch", l.Host, decision, "--site", l.Site, "--tftp", l.TFTP)
 }
 
-// PowerOn switches the PC on. Disks that have no file yet get one.
+// PowerOn switches the PC on, in the lab's TFTP folder unless m names another. Disks that have no file yet get one.
 func (l *Lab) PowerOn(ctx context.Context, watch io.Writer, m Machine) (*VM, error) {
 	n := int(l.starts.Add(1))
 	m.Dir = filepath.Join(l.Dir, "boot"+strconv.Itoa(n))
@@ -202,7 +218,10 @@ func (l *Lab) PowerOn(ctx context.Context, watch io.Writer, m Machine) (*VM, err
 			}
 		}
 	}
-	m.TFTP, m.MAC, m.Watch = l.TFTP, l.MAC, watch
+	m.MAC, m.Watch = l.MAC, watch
+	if m.TFTP == "" {
+		m.TFTP = l.TFTP
+	}
 	return m.Start(ctx)
 }
 

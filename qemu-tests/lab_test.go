@@ -85,24 +85,45 @@ type labT struct {
 	t *testing.T
 }
 
+// keptDir makes a test's folder. It stays when the test fails.
+func keptDir(t *testing.T, kind string) string {
+	t.Helper()
+	// Short, for control sockets' paths; and beside the wads, for hard links.
+	dir, err := os.MkdirTemp(shared.dir, kind)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if !t.Failed() && !*keep {
+			if err := os.RemoveAll(dir); err != nil {
+				t.Error(err)
+			}
+			return
+		}
+		kept := filepath.Join(os.TempDir(), "reassure-"+strings.ReplaceAll(t.Name(), "/", "-")+"-"+filepath.Base(dir))
+		if err := os.Rename(dir, kept); err != nil {
+			t.Error(err)
+		}
+		t.Logf("kept in %s: boot*/console.log, boot*/qemu.command, site, tftp, disks, what servers said", kept)
+		t.Logf("again: go test ./qemu-tests -count=1 -v -run '^%s$'", t.Name())
+	})
+	return dir
+}
+
 // newLab makes a lab; {{KEY}} in its files and variables becomes the line for the
 // PC's authorized_keys.
 func newLab(t *testing.T, s Setup) *labT {
 	t.Helper()
 	p := programs(t)
-	// Short, for the control socket's path; and beside the wads, for hard links.
-	dir, err := os.MkdirTemp(shared.dir, "lab")
-	if err != nil {
-		t.Fatal(err)
-	}
-	key, line, err := NewKey()
+	dir := keptDir(t, "lab")
+	key, err := NewKey()
 	if err != nil {
 		t.Fatal(err)
 	}
 	filled := func(texts map[string]string) map[string]string {
 		out := map[string]string{}
 		for name, text := range texts {
-			out[name] = strings.ReplaceAll(text, "{{KEY}}", line)
+			out[name] = strings.ReplaceAll(text, "{{KEY}}", key.Line)
 		}
 		return out
 	}
@@ -115,18 +136,6 @@ func newLab(t *testing.T, s Setup) *labT {
 		if err := lab.Web.Close(); err != nil {
 			t.Error(err)
 		}
-		if !t.Failed() && !*keep {
-			if err := os.RemoveAll(dir); err != nil {
-				t.Error(err)
-			}
-			return
-		}
-		kept := filepath.Join(os.TempDir(), "reassure-"+strings.ReplaceAll(t.Name(), "/", "-")+"-"+filepath.Base(dir))
-		if err := os.Rename(dir, kept); err != nil {
-			t.Error(err)
-		}
-		t.Logf("kept in %s: boot*/console.log, boot*/qemu.command, site, www, tftp, disks", kept)
-		t.Logf("again: go test ./qemu-tests -count=1 -v -run '^%s$'", t.Name())
 	})
 	return &labT{lab, t}
 }
@@ -211,7 +220,7 @@ func (v *vmT) expect(pattern string, within time.Duration) []string {
 	groups, err := v.Expect(ctx, regexp.MustCompile(pattern), never...)
 	if err != nil {
 		text := v.Text()
-		v.t.Fatalf("%v\nthe console's last lines:\n%s", err, text[max(0, len(text)-3000):])
+		v.t.Fatalf("%v\nits processors:\n%s\nthe console's last lines:\n%s", err, v.Processors(), text[max(0, len(text)-3000):])
 	}
 	return groups
 }

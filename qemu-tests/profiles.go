@@ -1,13 +1,18 @@
 package qemutests
 
-import "reassure/image/spec"
+import (
+	"strings"
+
+	"reassure/image/spec"
+)
 
 // DebianProfile is what a site's own profile may look like: the ready one's
 // parts, and what the tests look at.
 const DebianProfile = `
 description: Debian with systemd, for tests
-table: mbr
+table: auto
 partitions:
+  - {name: efi, size: 512MiB, filesystem: vfat, type: esp, label: EFI, mount: /boot/efi, options: [umask=0077], firmware: uefi}
   - {name: swap, size: 256MiB, filesystem: swap, label: swap}
   - {name: root, size: rest, filesystem: ext4, label: root, mount: /, options: [noatime, errors=remount-ro], bootable: true}
 wads:
@@ -43,6 +48,7 @@ secrets: public
 // SmallProfile lays down the small wad, and gives up at the first failure.
 const SmallProfile = `
 description: the small wad, for tests
+disk: {overwrite: foreign}
 table: mbr
 partitions:
   - {name: root, size: rest, filesystem: ext4, label: root, mount: /, bootable: true}
@@ -71,4 +77,14 @@ func SmallFiles(profile string) map[string]string {
 		"templates/site/interfaces": "auto lo\niface lo inet loopback\n\nauto eth0\niface eth0 inet static\n" +
 			"\taddress " + Address + "\n\tnetmask 255.255.255.0\n\tgateway " + Server + "\n",
 	}
+}
+
+// SmallRoomFiles are the files of a site whose PCs, on a segment, get the small wad.
+func SmallRoomFiles() map[string]string {
+	files := SmallFiles(strings.Replace(SmallProfile, "system:\n", "  - {path: /etc/motd, source: site/motd}\nsystem:\n", 1))
+	files["templates/site/hostname"] = "{{.Name}}\n"
+	files["templates/site/motd"] = "{{.Name}}: {{var \"motd\" \"first\"}}\n"
+	files["templates/site/interfaces"] = "auto lo\niface lo inet loopback\n\nauto eth0\niface eth0 inet static\n" +
+		"\taddress {{.IP}}\n\tnetmask 255.255.255.0\n"
+	return files
 }

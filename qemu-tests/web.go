@@ -29,6 +29,7 @@ type Web struct {
 	mu       sync.Mutex
 	faults   []*Fault
 	requests []string
+	served   int64 // bytes of wads
 	events   []spec.Event
 	problems []error
 	changed  chan struct{}
@@ -158,7 +159,35 @@ func (w *Web) serveFile(rw http.ResponseWriter, r *http.Request) {
 		http.NotFound(rw, r)
 		return
 	}
-	http.ServeContent(rw, r, "", info.ModTime(), &faulty{ReadSeeker: f, fault: fault})
+	counted := &counting{ResponseWriter: rw}
+	http.ServeContent(counted, r, "", info.ModTime(), &faulty{ReadSeeker: f, fault: fault})
+	if strings.HasPrefix(r.URL.Path, "/wads/") {
+		w.mu.Lock()
+		w.served += counted.bytes
+		w.mu.Unlock()
+	}
+}
+
+// counting counts the bytes of an answer.
+type counting struct {
+	http.ResponseWriter
+	bytes int64
+}
+
+func (c *counting) Write(p []byte) (int, error) {
+	n, err := c.ResponseWriter.Write(p)
+	c.bytes += int64(n)
+	return n, err
+}
+
+// Served returns how many bytes of wads were sent since the last call. What is on
+// its way counts when it has ended.
+func (w *Web) Served() int64 {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	n := w.served
+	w.served = 0
+	return n
 }
 
 // faulty is a file with something wrong.

@@ -7,14 +7,27 @@
 //	mkimage ls [FOLDER]
 //	mkimage cat PATH [FOLDER]
 //	mkimage diff FOLDER FOLDER
+//	mkimage coverage --ids FILE|--host [FOLDER]
 //
 // Description:
 //
-//	build makes bzImage, initramfs.cpio.zst, image.json and tftproot/ in the
+//	build makes bzImage, initramfs.cpio.zst, image.json, drivers.json and tftproot/ in the
 //	folder of its results. inspect says in short what an image is; ls lists the
 //	files of its initramfs, cat writes one of them to standard output, and diff
 //	says in what two images differ. FOLDER is a folder of results; without it
 //	it is out.
+//
+//	coverage tells before anybody walks to a PC whether the image has drivers and
+//	firmware for its network cards and storage controllers. FILE (- is standard input) holds what
+//	lspci -nn, lspci -n or lsusb print there, modaliases of /sys, or numbers such
+//	as 8086:15b7, mixed if need be; --host asks about this machine. The exit code is
+//	1 when a network card or a storage controller is not covered.
+//
+// Options of coverage:
+//
+//	-ids FILE         the devices that are asked about
+//	-host             those of this machine
+//	-json             print JSON
 //
 // Options of build:
 //
@@ -32,6 +45,7 @@ package main
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"flag"
 	"fmt"
@@ -44,6 +58,7 @@ import (
 	"time"
 
 	"reassure/image/build"
+	"reassure/image/coverage"
 	"reassure/image/logs"
 	"reassure/image/sign"
 	"reassure/image/spec"
@@ -52,8 +67,8 @@ import (
 func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
-	if err := run(ctx, os.Args[1:], os.Stdout, os.Stderr); err != nil {
-		if !errors.Is(err, flag.ErrHelp) {
+	if err := run(ctx, os.Args[1:], os.Stdin, os.Stdout, os.Stderr); err != nil {
+		if !errors.Is(err, flag.ErrHelp) && !errors.Is(err, errNotCovered) {
 			fmt.Fprintln(os.Stderr, "mkimage:", err)
 		}
 		os.Exit(1)
@@ -65,9 +80,11 @@ const usage = `usage: mkimage build [OPTIONS]        make the image (mkimage bui
        mkimage ls [FOLDER]           list the files of its initramfs
        mkimage cat PATH [FOLDER]     write one of them to standard output
        mkimage diff FOLDER FOLDER    say in what two images differ
+       mkimage coverage --ids FILE|--host [FOLDER]
+                                     say which devices it has drivers and firmware for
 `
 
-func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
+func run(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.Writer) error {
 	if len(args) == 0 {
 		fmt.Fprint(stderr, usage)
 		return errors.New("say what to do")
@@ -89,12 +106,74 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 		return build.Cat(stdout, folder(2), args[1])
 	case verb == "diff" && len(args) == 3:
 		return build.Diff(stdout, args[1], args[2])
+	case verb == "coverage":
+		return runCoverage(args[1:], stdin, stdout, stderr)
 	case verb == "help" || verb == "-h" || verb == "--help":
 		fmt.Fprint(stdout, usage)
 		return nil
 	}
 	fmt.Fprint(stderr, usage)
 	return fmt.Errorf("cannot make sense of %q", args)
+}
+
+// errNotCovered is only an exit code: the report has said it.
+var errNotCovered = errors.New("something is not covered")
+
+func runCoverage(args []string, stdin io.Reader, stdout, stderr io.Writer) error {
+	var ids string
+	var host, asJSON bool
+	flags := flag.NewFlagSet("mkimage coverage", flag.ContinueOnError)
+	flags.SetOutput(stderr)
+	flags.StringVar(&ids, "ids", "", "`file` with what lspci -nn, lspci -n or lsusb print, modaliases, or numbers such as 8086:15b7; - is standard input")
+	flags.BoolVar(&host, "host", false, "ask about the devices of this machine")
+	flags.BoolVar(&asJSON, "json", false, "print JSON")
+	if err := flags.Parse(args); err != nil {
+		return err
+	}
+	if flags.NArg() > 1 || host == (ids != "") {
+		return errors.New("say which devices, by --ids FILE or --host, and then the folder of the image, if it is not out")
+	}
+	out := "out"
+	if flags.NArg() == 1 {
+		out = flags.Arg(0)
+	}
+	text, err := os.ReadFile(filepath.Join(out, build.DriversFile))
+	if err != nil {
+		return fmt.Errorf("%s is no folder of an image (make image makes one): %w", out, err)
+	}
+	catalogue, err := coverage.Read(text)
+	if err != nil {
+		return fmt.Errorf("in %s: %w", out, err)
+	}
+	var devices []coverage.Device
+	switch {
+	case host:
+		devices, err = coverage.Host(os.DirFS("/sys"))
+	case ids == "-":
+		devices, err = coverage.Parse("standard input", stdin)
+	default:
+		f, openErr := os.Open(ids)
+		if openErr != nil {
+			return openErr
+		}
+		defer f.Close()
+		devices, err = coverage.Parse(ids, f)
+	}
+	if err != nil {
+		return err
+	}
+	report := coverage.NewJudge(catalogue).Devices(devices)
+	if asJSON {
+		e := json.NewEncoder(stdout)
+		e.SetIndent("", "  ")
+		err = e.Encode(report)
+	} else {
+		err = report.Write(stdout)
+	}
+	if err == nil && report.Bad() > 0 {
+		return errNotCovered
+	}
+	return err
 }
 
 func runBuild(ctx context.Context, args []string, stdout, stderr io.Writer) error {

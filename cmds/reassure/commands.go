@@ -13,9 +13,11 @@ import (
 	"github.com/spf13/cobra"
 
 	"reassure/image/resolve"
+	"reassure/image/serve"
 	"reassure/image/serve/dhcp"
 	"reassure/image/serve/hosts"
 	"reassure/image/serve/publish"
+	"reassure/image/sign"
 	"reassure/templates"
 )
 
@@ -42,6 +44,7 @@ func (a *app) initCommand() *cobra.Command {
 func initSite(dir string) error {
 	files := []struct{ name, source string }{
 		{resolve.InventoryFile, "init/site.yaml"},
+		{serve.ConfigFile, "init/lab.yaml"},
 		{resolve.ProfilesFolder + "/debian.yaml", "profiles/debian.yaml"},
 		{resolve.ProfilesFolder + "/gentoo-reassure.yaml", "profiles/gentoo-reassure.yaml"},
 	}
@@ -106,8 +109,8 @@ func (a *app) publishCommand() *cobra.Command {
 		Use:   "publish --out DIR [--tftp DIR]",
 		Short: "Write what PCs fetch: manifests, wads and boot files",
 		Long: `publish resolves every host and writes the result as files: signed manifests and
-wads into the folder that your web server serves as the site's url, and
-pxelinux.cfg/default (Local) and remote.boot (Remote) into the TFTP server's
+wads into the folder that your web server serves as the site's url, and what
+pxelinux, GRUB and iPXE read (pxelinux.cfg, grub, ipxe) into the TFTP server's
 folder. It finds everything good before it writes anything, and writes only what
 has changed. Which PC is reimaged is for "reassure switch" to say.`,
 		Example: `  reassure publish --out /srv/www/reassure --tftp /srv/tftp
@@ -141,7 +144,7 @@ has changed. Which PC is reimaged is for "reassure switch" to say.`,
 	c.Flags().StringVar(&a.tftp, "tftp", "", "the TFTP server's `folder`; without it, boot files are left alone")
 	c.Flags().StringVar(&key, "key", "", "the private key `file` to sign with (default reassure/site.key in your configuration folder)")
 	c.Flags().BoolVar(&unsigned, "unsigned", false, "do not sign; only images built with INSECURE=1 accept this")
-	c.Flags().BoolVar(&o.ReplaceBootFiles, "replace-boot-files", false, "write pxelinux.cfg/default and remote.boot even over a person's own")
+	c.Flags().BoolVar(&o.ReplaceBootFiles, "replace-boot-files", false, "write what boot loaders read even over a person's own")
 	c.MarkFlagsMutuallyExclusive("key", "unsigned")
 	return c
 }
@@ -181,7 +184,8 @@ func (a *app) switchCommand() *cobra.Command {
 		Short: "Set boot decisions: local, the own disk, or remote, to be reimaged",
 		Long: `switch sets what PCs are told when they are next powered on: pxelinux.cfg/01-MAC
 is a link to remote.boot for a PC that is to be reimaged, and is not there for
-one that boots its own disk.`,
+one that boots its own disk; so are grub/grub.cfg-01-MAC for GRUB and
+ipxe/01-MAC.ipxe for iPXE.`,
 		Example: `  reassure switch exp01 exp02 remote --tftp /srv/tftp
   reassure switch exp01 local --tftp /srv/tftp`,
 		Args: cobra.MinimumNArgs(2),
@@ -238,61 +242,8 @@ func (a *app) switchHosts(names []string, decision string) error {
 	return nil
 }
 
-func (a *app) hostsCommand() *cobra.Command {
-	c := &cobra.Command{
-		Use:     "hosts [HOST...]",
-		Short:   "List the hosts: addresses, profile, boot decision, digest of the software",
-		Example: "  reassure hosts --tftp /srv/tftp",
-		RunE: func(c *cobra.Command, args []string) error {
-			site, wads, err := a.load()
-			if err != nil {
-				return err
-			}
-			for _, name := range args {
-				if _, err := site.Host(name); err != nil {
-					return err
-				}
-			}
-			w := tabwriter.NewWriter(a.stdout, 0, 8, 2, ' ', 0)
-			fmt.Fprintln(w, "NAME\tMAC\tIP\tPROFILE\tDECISION\tDIGEST")
-			for i := range site.Inventory.Hosts {
-				h := &site.Inventory.Hosts[i]
-				if len(args) > 0 && !slices.ContainsFunc(args, func(n string) bool { return strings.EqualFold(n, h.Name) }) {
-					continue
-				}
-				decision, digest := "-", "-"
-				if a.tftp != "" {
-					d, err := hosts.Decided(a.tftp, h)
-					if err != nil {
-						return err
-					}
-					decision = string(d)
-				}
-				if m, err := site.Resolve(c.Context(), h.Name, wads); err == nil {
-					digest = m.Digest.Short()
-				} else if c.Context().Err() != nil {
-					return err
-				} else {
-					digest = "mistakes"
-				}
-				for j, mac := range h.MACs {
-					if j == 0 {
-						fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%s\n", h.Name, mac, h.IP, h.Profile, decision, digest)
-					} else {
-						fmt.Fprintf(w, "\t%s\t\t\t\t\n", mac)
-					}
-				}
-			}
-			a.remember(wads)
-			return w.Flush()
-		},
-	}
-	c.Flags().StringVar(&a.tftp, "tftp", "", "the TFTP server's `folder`, for the boot decisions")
-	return c
-}
-
 func (a *app) dhcpCommand() *cobra.Command {
-	var card string
+	var o dhcp.ConfigOptions
 	c := &cobra.Command{
 		Use:   "dhcp-config " + strings.Join(dhcp.Kinds(), "|"),
 		Short: "Write a DHCP server's configuration from the inventory",
@@ -309,7 +260,7 @@ func (a *app) dhcpCommand() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			text, err := dhcp.Config(site, args[0], card)
+			text, err := dhcp.Config(site, args[0], o)
 			if err != nil {
 				return err
 			}
@@ -317,7 +268,8 @@ func (a *app) dhcpCommand() *cobra.Command {
 			return err
 		},
 	}
-	c.Flags().StringVar(&card, "interface", "", "the server's network `card`; without it, the DHCP server chooses")
+	c.Flags().StringVar(&o.Card, "interface", "", "the server's network `card`; without it, the DHCP server chooses")
+	c.Flags().StringVar(&o.EFI, "efi", "", "what PCs with UEFI load, a `file` of the TFTP root: shimx64.efi unless given, or snponly.efi, which is iPXE")
 	return c
 }
 
@@ -348,7 +300,7 @@ func (a *app) templateCommand() *cobra.Command {
 }
 
 func (a *app) keyCommand() *cobra.Command {
-	return &cobra.Command{
+	c := &cobra.Command{
 		Use:   "key",
 		Short: "Show where the site's signing key is; make one if there is none",
 		Long: `key names the two files of the site's signing key, and makes them if there are
@@ -365,4 +317,27 @@ there when they were built.`,
 			return nil
 		},
 	}
+	c.AddCommand(&cobra.Command{
+		Use:   "new DIR",
+		Short: "Make a further signing key in a folder of its own",
+		Long: `new makes a pair of keys in a folder, to take the place of the site's own. Images trust
+as many public keys as they are built with, so that there is time: build the image with
+both (the folder of make image KEYS= holds both .pub files, under any names), and once
+all PCs boot it, sign with the new key (publish --key, key in lab.yaml) and build the
+image without the old one.`,
+		Example: "  reassure key new /safe/2027",
+		Args:    cobra.ExactArgs(1),
+		RunE: func(_ *cobra.Command, args []string) error {
+			private, public, created, err := sign.EnsureSiteKey(args[0])
+			if err != nil {
+				return err
+			}
+			if !created {
+				return fmt.Errorf("%s is there already: name another folder", private)
+			}
+			fmt.Fprintf(a.stdout, "private  %s\npublic   %s\n", private, public)
+			return nil
+		},
+	})
+	return c
 }

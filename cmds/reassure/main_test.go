@@ -119,6 +119,15 @@ func TestMistakes(t *testing.T) {
 		{"hosts nobody --site " + site, 1, []string{`there is no host "nobody"`}},
 		{"dhcp-config udhcpd --site " + site, 2, []string{"dhcpd, kea, dnsmasq"}},
 		{"template nowhere", 1, []string{"reassure template lists them"}},
+		{"wad capture root@pc", 2, []string{"with -o"}},
+		{"wad capture root@pc -o x.zip", 2, []string{".tar.zst"}},
+		{"wad capture -o x.tar", 2, []string{"accepts 1 arg"}},
+		{"wad capture root@pc -o x.tar --keep /nothing", 2, []string{"--show-excludes"}},
+		{"wad capture root@pc -o x.tar --exclude nothing", 2, []string{"absolute path"}},
+		{"wad capture -- -oProxyCommand=x", 2, []string{"with -o"}},
+		{"wad build debian", 2, []string{"with -o"}},
+		{"wad build debian -o " + dir + "/none/x.tar", 1, []string{"there is no folder"}},
+		{"wad build debian -o " + dir + "/x.tar --packages --evil", 1, []string{"no name of a package"}},
 		{"frobnicate", 2, []string{"unknown command"}},
 		{"check --colour", 2, []string{"unknown flag", "--help"}},
 		{"check extra", 2, []string{"check"}},
@@ -140,7 +149,13 @@ func TestMistakes(t *testing.T) {
 
 func TestHelpHasExamples(t *testing.T) {
 	a := &app{}
-	for _, c := range a.root().Commands() {
+	commands := a.root().Commands()
+	for i := 0; i < len(commands); i++ {
+		c := commands[i]
+		commands = append(commands, c.Commands()...)
+		if c.HasParent() && c.Parent().Name() == "completion" {
+			continue // cobra's own
+		}
 		if c.Name() == "help" || c.Name() == "completion" {
 			continue
 		}

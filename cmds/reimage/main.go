@@ -4,6 +4,7 @@
 // Synopsis:
 //
 //	/usr/lib/reassure/reimage
+//	reimage inspect <INSPECTION
 //
 // Description:
 //
@@ -15,6 +16,11 @@
 //	It ends in a reboot, in the installed system, or in a message that stays on
 //	every console. Only when the profile says so it ends in a shell.
 //
+//	The boot server also sends it to a PC that runs its own system, to verify that
+//	(reassure verify --running): with inspect it reads what the disk should hold
+//	(spec.Inspection, as JSON), writes what differs (spec.Verified), and changes
+//	nothing.
+//
 // Kernel parameters:
 //
 //	Those of package reassure/image/reimage/cmdline: reassure.url and so on,
@@ -24,6 +30,7 @@
 //
 //	/etc/reassure/image.json   what the image is
 //	/etc/reassure/keys/*.pub   whose manifests are trusted
+//	/etc/reassure/ca.pem       the site's own authorities for HTTPS, if it has any
 //	/etc/reassure/complete     the last file of the image
 package main
 
@@ -36,9 +43,12 @@ import (
 	"log/slog"
 	"os"
 	"os/signal"
+	"runtime/debug"
+	"slices"
 	"syscall"
 	"time"
 
+	"reassure/image/fetch"
 	"reassure/image/logs"
 	"reassure/image/reimage"
 	"reassure/image/reimage/cmdline"
@@ -49,14 +59,36 @@ import (
 )
 
 func main() {
-	if err := run(context.Background()); err != nil {
+	do := run
+	if slices.Equal(os.Args[1:], []string{"inspect"}) {
+		do = inspect
+	}
+	if err := do(context.Background()); err != nil {
 		fmt.Fprintln(os.Stderr, "reimage:", err)
 		os.Exit(1)
 	}
 }
 
+// inspect compares the system that runs with what standard input says.
+func inspect(ctx context.Context) error {
+	debug.SetMemoryLimit(reimage.Memory)
+	var i spec.Inspection
+	if err := json.NewDecoder(os.Stdin).Decode(&i); err != nil {
+		return fmt.Errorf("what the disk should hold: %w", err)
+	}
+	if i.Manifest == nil {
+		return errors.New("what the disk should hold: there is no manifest: the boot server is of another version")
+	}
+	v, err := reimage.Inspect(ctx, i, slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelWarn})))
+	if err != nil {
+		return err
+	}
+	return json.NewEncoder(os.Stdout).Encode(v)
+}
+
 // run returns only to have u-root's init start a shell.
 func run(ctx context.Context) error {
+	debug.SetMemoryLimit(reimage.Memory)
 	// Somebody who leans on the keyboard must not end a reimage half-way.
 	signal.Ignore(syscall.SIGINT, syscall.SIGQUIT, syscall.SIGHUP, syscall.SIGTSTP)
 
@@ -70,8 +102,8 @@ func run(ctx context.Context) error {
 		return err
 	}
 	screen := logs.NewScreen(consoles)
-	ring := logs.NewRing(100)
-	log := newLog(options.Debug, screen, ring)
+	ring := logs.NewRing(ringLines)
+	log := newLog(options, screen, ring)
 	for _, w := range warnings {
 		log.Warn(w.Error())
 	}
@@ -101,17 +133,20 @@ func run(ctx context.Context) error {
 	}
 }
 
+// ringLines is more than what is logged between one event and the next.
+const ringLines = 200
+
 // newLog returns a logger to every console, the kernel log, and the ring that
 // reports of failures are made of.
-func newLog(debug bool, screen *logs.Screen, ring *logs.Ring) *slog.Logger {
+func newLog(o cmdline.Options, screen *logs.Screen, ring *logs.Ring) *slog.Logger {
 	level := slog.LevelInfo
-	if debug {
+	if o.Debug {
 		level = slog.LevelDebug
 	}
-	options := logs.Options{Level: level, Since: logs.Uptime}
+	options := logs.Options{Level: level, Since: logs.Uptime, Hide: string(o.Token)}
 	handlers := []slog.Handler{logs.NewHandler(screen, options), logs.NewHandler(ring, options)}
 	if kmsg, err := logs.OpenKmsg(); err == nil {
-		handlers = append(handlers, logs.NewKmsg(kmsg, level))
+		handlers = append(handlers, logs.NewKmsg(kmsg, level, options.Hide))
 	}
 	return slog.New(slog.NewMultiHandler(handlers...))
 }
@@ -138,9 +173,16 @@ func reimageThis(ctx context.Context, options cmdline.Options, screen *logs.Scre
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return spec.Hold, err
 	}
-	if options.Shell {
+	if options.Shell && info.DebugShell {
 		return spec.Shell, nil
 	}
 	r := reimage.Reimager{Options: options, Info: info, Keys: keys, Log: log, Screen: screen, Ring: ring}
+	authorities, err := os.ReadFile(spec.ImageCA)
+	if err == nil {
+		r.Trust, err = fetch.Trust(authorities)
+	}
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return spec.Hold, fmt.Errorf("%s: %w", spec.ImageCA, err)
+	}
 	return r.Run(ctx)
 }

@@ -1,25 +1,30 @@
 // Package bootfiles makes the files in the TFTP root that tell a PC at power-on
-// what to boot, in pxelinux's language. Their names and text are near those of
-// the sites that ReAssure comes from:
+// what to boot, each in the language of the boot loader that reads it:
 //
-//	pxelinux.cfg/default           Local: the PC's own disk; for every PC without a file of its own
+//	pxelinux.cfg/default           pxelinux, Local: the PC's own disk; for every PC without a file of its own
 //	pxelinux.cfg/remote.boot       Remote: kernel and initramfs of the reimager
 //	pxelinux.cfg/01-MAC            one PC's boot decision: a link to remote.boot, or none
+//	grub/grub.cfg                  the same for GRUB: on to the PC's own file, else Local
+//	grub/remote.cfg                Remote
+//	grub/grub.cfg-01-MAC           a link to remote.cfg, or none; with colons in the MAC address
+//	ipxe/boot.ipxe                 the same for iPXE: on to the PC's own file, else Local
+//	ipxe/remote.ipxe               Remote
+//	ipxe/01-MAC.ipxe               a link to remote.ipxe, or none
 //
-// The first two begin with a line that says which program wrote them, so that
+// pxelinux's names and texts are near those of the sites that ReAssure comes from.
+// All but the links begin with a line that says which program wrote them, so that
 // no program takes away what a person or a better informed program wrote.
 package bootfiles
 
 import (
-	"bytes"
 	"fmt"
+	"path"
 	"strings"
-	"text/template"
 
-	"reassure/templates"
+	"reassure/image/spec"
 )
 
-// Where the files are, below the TFTP root.
+// Where pxelinux's files are, below the TFTP root.
 const (
 	Folder  = "pxelinux.cfg"
 	Default = "default"
@@ -36,18 +41,20 @@ const (
 type Writer string
 
 // The programs that do. What [Publish] writes knows the site; what [MkImage]
-// writes is for a first try.
+// writes is for a first try; [Serve] makes its own at every power-on.
 const (
 	MkImage Writer = "mkimage"
 	Publish Writer = "reassure publish"
+	Serve   Writer = "reassure serve"
 )
 
 // maxCommandLine is the longest kernel command line on x86, less one for the
 // zero byte (COMMAND_LINE_SIZE, arch/x86/include/asm/setup.h).
 const maxCommandLine = 2047
 
-// bootIF is what "ipappend 2" makes pxelinux add to the command line.
-const bootIF = " BOOTIF=01-00-00-00-00-00-00"
+// added is what a loader adds to the command line, at most: which kernel and
+// initramfs it has loaded, and the card.
+const added = "BOOT_IMAGE=(tftp,255.255.255.255)/" + Kernel + " " + " BOOTIF=01-00-00-00-00-00-00"
 
 // RemoteOptions are what a PC that is reimaged is told. The zero value leaves
 // the reimager to find the published tree by itself.
@@ -56,58 +63,80 @@ type RemoteOptions struct {
 	URL string
 	// CommandLine is further kernel parameters, such as "console=ttyS0,115200".
 	CommandLine string
+	// Local is how PCs go on that are told Local, or whose image cannot be loaded.
+	Local spec.LocalBoot
 }
 
-// PXELinuxLocal returns the text of pxelinux.cfg/default.
-func PXELinuxLocal(by Writer) []byte {
-	text, err := render(Default, by, RemoteOptions{})
-	if err != nil {
-		panic(err) // it depends on nothing but the embedded text
-	}
-	return text
+// File is one of the texts that do not change with a PC's boot decision.
+type File struct {
+	Name string // below the TFTP root
+	Text []byte
 }
 
-// PXELinuxRemote returns the text of pxelinux.cfg/remote.boot.
-func PXELinuxRemote(by Writer, o RemoteOptions) ([]byte, error) {
-	if strings.ContainsAny(o.URL, " \t\r\n\"") {
-		return nil, fmt.Errorf("%s: the URL %q cannot hold spaces or quotes", Remote, o.URL)
+// Files returns the texts for all loaders.
+func Files(by Writer, o RemoteOptions) ([]File, error) {
+	if strings.ContainsAny(o.URL, " \t\r\n\"'\\;${}") {
+		return nil, fmt.Errorf("boot files: the URL %q cannot hold spaces, quotes or what a boot loader takes for more", o.URL)
 	}
-	if strings.ContainsAny(o.CommandLine, "\r\n") {
-		return nil, fmt.Errorf("%s: the command line cannot hold a line end", Remote)
+	if n := len(added) + len("initrd=/ reassure.url=  ") + len(Initramfs) + len(o.URL) + len(o.CommandLine); n > maxCommandLine {
+		return nil, fmt.Errorf("boot files: the kernel's command line has up to %d bytes, and Linux takes %d: shorten command_line in site.yaml", n, maxCommandLine)
 	}
-	text, err := render(Remote, by, o)
-	if err != nil {
-		return nil, err
-	}
-	for line := range strings.Lines(string(text)) {
-		if args, ok := strings.CutPrefix(strings.TrimSpace(line), "append "); ok && len(args)+len(bootIF) > maxCommandLine {
-			return nil, fmt.Errorf("%s: the kernel's command line has %d bytes, and Linux takes %d: shorten command_line in site.yaml",
-				Remote, len(args)+len(bootIF), maxCommandLine)
+	var files []File
+	for _, f := range []struct {
+		loader Loader
+		names  []string
+	}{
+		{PXELinux, []string{Default, Remote}},
+		{GRUB, []string{"grub.cfg", "remote.cfg"}},
+		{IPXE, []string{"boot.ipxe", "remote.ipxe"}},
+	} {
+		if i := strings.IndexAny(o.CommandLine, f.loader.special()); i >= 0 {
+			return nil, fmt.Errorf("boot files: the command line holds %q, which %s takes for more: change command_line in site.yaml", o.CommandLine[i], f.loader)
+		}
+		for _, name := range f.names {
+			text, err := f.loader.render(name, nil, fixed{by, Kernel, Initramfs, o.URL, o.CommandLine, o.Local.Or(spec.LocalBoot{})})
+			if err != nil {
+				return nil, err
+			}
+			files = append(files, File{path.Join(f.loader.folder(), name), text})
 		}
 	}
-	return text, nil
+	return files, nil
 }
 
-func render(name string, by Writer, o RemoteOptions) ([]byte, error) {
-	t, err := template.New(name).Option("missingkey=error").ParseFS(templates.FS, "pxelinux/"+name)
-	if err != nil {
-		return nil, fmt.Errorf("pxelinux template: %w", err)
+// fixed is what the texts are made with that are the same for every PC.
+type fixed struct {
+	Writer                    Writer
+	KernelName, InitramfsName string
+	URL, CommandLine          string
+	Local                     spec.LocalBoot
+}
+
+// folder is where a loader's files are below the TFTP root.
+func (l Loader) folder() string {
+	if l == PXELinux {
+		return Folder
 	}
-	var text bytes.Buffer
-	data := struct {
-		Writer Writer
-		RemoteOptions
-	}{by, o}
-	if err := t.Execute(&text, data); err != nil {
-		return nil, fmt.Errorf("pxelinux template: %w", err)
+	return string(l)
+}
+
+// Choice is where one PC's boot decision is for one loader: a link to Remote, or
+// none. Both are below the TFTP root, in the same folder.
+type Choice struct{ Name, Remote string }
+
+// Choices returns where the decision for a card is, for all loaders.
+func Choices(mac spec.MAC) []Choice {
+	return []Choice{
+		{Folder + "/" + mac.PXE(), Folder + "/" + Remote},
+		{"grub/grub.cfg-01-" + mac.String(), "grub/remote.cfg"},
+		{"ipxe/" + mac.PXE() + ".ipxe", "ipxe/remote.ipxe"},
 	}
-	return text.Bytes(), nil
 }
 
 // WrittenBy returns the program that wrote a file with this text, or "" if it
-// was a person.
+// was a person. A script of iPXE says so in its second line.
 func WrittenBy(text []byte) Writer {
-	line, _, _ := strings.Cut(string(text), "\n")
+	line, _, _ := strings.Cut(strings.TrimPrefix(string(text), "#!ipxe\n"), "\n")
 	rest, ok := strings.CutPrefix(line, "# Written by ")
 	by, _, ends := strings.Cut(rest, ";")
 	if w := Writer(by); ok && ends && (w == MkImage || w == Publish) {

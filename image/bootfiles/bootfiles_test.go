@@ -3,70 +3,89 @@ package bootfiles
 import (
 	"strings"
 	"testing"
-
-	"github.com/google/go-cmp/cmp"
 )
 
-func TestPXELinux(t *testing.T) {
-	remote := func(o RemoteOptions) string {
-		text, err := PXELinuxRemote(Publish, o)
+// TestFiles compares each text with its golden file (-update writes them).
+func TestFiles(t *testing.T) {
+	for name, o := range map[string]RemoteOptions{
+		"files":      {URL: "http://172.30.0.5/reassure", CommandLine: "console=ttyS0,115200 quiet"},
+		"files-bare": {},
+	} {
+		files, err := Files(Publish, o)
 		if err != nil {
 			t.Fatal(err)
 		}
-		return string(text)
-	}
-	for name, c := range map[string]struct{ got, want string }{
-		"local": {string(PXELinuxLocal(MkImage)), `# Written by mkimage; PCs without a file of their own (01-MAC) boot their own disk.
-default Local
-prompt 1
-timeout 2
-
-label Local
-  localboot 0
-`},
-		"remote": {remote(RemoteOptions{URL: "http://172.30.0.5/reassure", CommandLine: "console=ttyS0,115200 quiet"}),
-			`# Written by reassure publish; a PC is reimaged while its file (01-MAC) is a link to this one.
-default Remote
-prompt 1
-timeout 3
-
-label Remote
-  kernel /bzImage
-  append initrd=/initramfs.cpio.zst reassure.url=http://172.30.0.5/reassure console=ttyS0,115200 quiet
-  ipappend 2
-`},
-		"bare": {strings.Split(remote(RemoteOptions{}), "\n")[7], "  append initrd=/initramfs.cpio.zst"},
-	} {
-		if diff := cmp.Diff(c.want, c.got); diff != "" {
-			t.Errorf("%s (-want +got):\n%s", name, diff)
+		for _, f := range files {
+			golden(t, name+"-"+strings.ReplaceAll(f.Name, "/", "-"), f.Text)
+			if strings.HasPrefix(f.Name, "grub/") {
+				grubAccepts(t, f.Name, f.Text)
+			}
+			if by := WrittenBy(f.Text); by != Publish {
+				t.Errorf("%s was written by %q", f.Name, by)
+			}
 		}
 	}
 }
 
-func TestPXELinuxRemoteRefuses(t *testing.T) {
+func TestFilesRefuse(t *testing.T) {
 	for name, c := range map[string]struct {
 		o    RemoteOptions
 		want string
 	}{
-		"line end":     {RemoteOptions{CommandLine: "a\n  kernel /other"}, "line end"},
-		"space in URL": {RemoteOptions{URL: "http://a/ init=/bin/sh"}, "spaces"},
-		"too long":     {RemoteOptions{CommandLine: strings.Repeat("x", 2000)}, "shorten command_line"},
+		"line end":                {RemoteOptions{CommandLine: "a\n  kernel /other"}, "change command_line"},
+		"what GRUB would expand":  {RemoteOptions{CommandLine: "a=$b"}, "grub takes for more"},
+		"what iPXE would run":     {RemoteOptions{CommandLine: "a=b&reboot"}, "takes for more"},
+		"space in URL":            {RemoteOptions{URL: "http://a/ init=/bin/sh"}, "spaces"},
+		"what GRUB takes for end": {RemoteOptions{URL: "http://a/;reboot"}, "takes for more"},
+		"too long":                {RemoteOptions{CommandLine: strings.Repeat("x", 2000)}, "shorten command_line"},
 	} {
-		if _, err := PXELinuxRemote(Publish, c.o); err == nil || !strings.Contains(err.Error(), c.want) {
+		if _, err := Files(Publish, c.o); err == nil || !strings.Contains(err.Error(), c.want) {
 			t.Errorf("%s: %v, want %q", name, err, c.want)
 		}
 	}
-	// The longest that fits: Linux keeps 2047 bytes.
-	room := maxCommandLine - len(bootIF) - len("initrd=/initramfs.cpio.zst ")
-	if _, err := PXELinuxRemote(Publish, RemoteOptions{CommandLine: strings.Repeat("x", room)}); err != nil {
-		t.Error(err)
+	// What is taken fits: Linux keeps 2047 bytes.
+	fits := RemoteOptions{URL: "http://172.30.0.5/reassure", CommandLine: "x"}
+	for ; ; fits.CommandLine += "x" {
+		more := fits
+		more.CommandLine += "x"
+		if _, err := Files(Publish, more); err != nil {
+			break
+		}
 	}
-	if _, err := PXELinuxRemote(Publish, RemoteOptions{CommandLine: strings.Repeat("x", room+1)}); err == nil {
-		t.Error("one byte too many was taken")
+	files, err := Files(Publish, fits)
+	if err != nil {
+		t.Fatal(err)
+	}
+	// As the kernel gets it.
+	passed := strings.NewReplacer("$net_default_mac", "52:54:00:12:34:56", "${netX/mac:hexhyp}", "52-54-00-12-34-56", "; then", "", " || goto local", "",
+		"  append ", "BOOT_IMAGE=/bzImage BOOTIF=01-52-54-00-12-34-56 ", "if linux ", "BOOT_IMAGE=(tftp,172.130.100.105)", "kernel ../", "")
+	for _, f := range files {
+		for line := range strings.Lines(string(f.Text)) {
+			if line := passed.Replace(strings.TrimSuffix(line, "\n")); strings.Contains(line, "reassure.url=") && len(line) > maxCommandLine {
+				t.Errorf("%s: the kernel gets %d bytes", f.Name, len(line))
+			}
+		}
+	}
+	if len(fits.CommandLine) < 1800 {
+		t.Errorf("no more than %d bytes are taken", len(fits.CommandLine))
 	}
 }
 
 func TestMayReplace(t *testing.T) {
+	text := func(by Writer, name string) []byte {
+		files, err := Files(by, RemoteOptions{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, f := range files {
+			if f.Name == name {
+				return f.Text
+			}
+		}
+		t.Fatalf("there is no %s", name)
+		return nil
+	}
+	local := func(by Writer) []byte { return text(by, "pxelinux.cfg/default") }
 	person := []byte("default Local\n")
 	like := []byte("# Written by mkimage and then changed\n")
 	for _, c := range []struct {
@@ -75,10 +94,12 @@ func TestMayReplace(t *testing.T) {
 		text []byte
 		want bool
 	}{
-		{"own", MkImage, PXELinuxLocal(MkImage), true},
-		{"publish's", MkImage, PXELinuxLocal(Publish), false},
-		{"mkimage's", Publish, PXELinuxLocal(MkImage), true},
-		{"own", Publish, PXELinuxLocal(Publish), true},
+		{"own", MkImage, local(MkImage), true},
+		{"publish's", MkImage, local(Publish), false},
+		{"mkimage's", Publish, local(MkImage), true},
+		{"own", Publish, local(Publish), true},
+		{"mkimage's script of iPXE", Publish, text(MkImage, "ipxe/boot.ipxe"), true},
+		{"a person's script of iPXE", Publish, []byte("#!ipxe\nshell\n"), false},
 		{"a person's", MkImage, person, false},
 		{"a person's", Publish, person, false},
 		{"alike", Publish, like, false},

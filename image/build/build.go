@@ -4,6 +4,7 @@
 // An initramfs is a row of cpio archives, each compressed by itself, which the
 // kernel unpacks one after the other:
 //
+//	microcode of processors, uncompressed, where the build host has it
 //	tools     u-root's init, shell and a few commands, as one Go busybox
 //	modules   kernel modules with their index files
 //	firmware  what drivers load
@@ -39,6 +40,8 @@ import (
 
 	"reassure/image/bootfiles"
 	"reassure/image/command"
+	"reassure/image/coverage"
+	"reassure/image/fetch"
 	"reassure/image/kmod"
 	"reassure/image/sign"
 	"reassure/image/spec"
@@ -67,14 +70,16 @@ type Options struct {
 
 // Image is what a build made: the content of image.json.
 type Image struct {
-	Version  string              `json:"version"`
-	Flavour  string              `json:"flavour"`
-	Insecure bool                `json:"insecure,omitempty"`
-	Kernel   KernelInfo          `json:"kernel"`
-	Go       string              `json:"go"`
-	Tools    []string            `json:"tools"`
-	Bundles  []string            `json:"bundles,omitempty"`
-	Packages map[string]string   `json:"go_modules"` // versions of all that our programs and the tools are made of
+	Version  string            `json:"version"`
+	Flavour  string            `json:"flavour"`
+	Insecure bool              `json:"insecure,omitempty"`
+	Kernel   KernelInfo        `json:"kernel"`
+	Go       string            `json:"go"`
+	Tools    []string          `json:"tools"`
+	Bundles  []string          `json:"bundles,omitempty"`
+	Packages map[string]string `json:"go_modules"` // versions of all that our programs and the tools are made of
+	// Debian are the packages that bundles and boot loaders were taken from.
+	Debian   map[string]string   `json:"debian_packages,omitempty"`
 	Groups   map[string][]string `json:"module_groups"`
 	Modules  []string            `json:"modules"`
 	LeftOut  []Missing           `json:"left_out"` // network and storage drivers that are not in the image
@@ -82,6 +87,7 @@ type Image struct {
 	// MissingFirmware are patterns of the configuration that match no file on
 	// the build host.
 	MissingFirmware []string      `json:"missing_firmware,omitempty"`
+	Microcode       []string      `json:"microcode,omitempty"` // files that it was made of
 	Keys            []string      `json:"keys"`
 	CommandLine     string        `json:"command_line"`
 	Segments        []SegmentInfo `json:"segments"`
@@ -115,6 +121,7 @@ const (
 	KernelFile    = bootfiles.Kernel
 	InitramfsFile = bootfiles.Initramfs
 	InfoFile      = "image.json"
+	DriversFile   = coverage.File
 	TFTPRoot      = "tftproot"
 )
 
@@ -136,7 +143,7 @@ func Build(ctx context.Context, o Options) (*Image, error) {
 		o.Log.Debug("this kernel has no module for a pattern (built in, or not there)", "pattern", p)
 	}
 	info := &Image{
-		Version: o.Version, Flavour: o.Flavour, Insecure: o.Insecure, Go: runtime.Version(), Tools: o.Config.Tools, Bundles: o.Config.Bundles,
+		Version: o.Version, Flavour: o.Flavour, Insecure: o.Insecure, Go: runtime.Version(), Tools: o.Config.Tools, Bundles: o.Config.bundlesOf(o.Flavour),
 		Kernel: KernelInfo{Release: kernel.Release, Package: kernel.Package, Version: kernel.Version, SHA256: kernel.SHA256},
 		Groups: chosen.groups, LeftOut: chosen.leftOut, CommandLine: o.Config.CommandLine,
 	}
@@ -151,18 +158,27 @@ func Build(ctx context.Context, o Options) (*Image, error) {
 	slices.Sort(info.Modules)
 	segments = append(segments, modules(kernel, tree, chosen.names))
 
-	firmware, missing, err := readFolder(o.Config.Firmware.Folder, o.Config.Firmware.Files, "lib/firmware")
+	firmware, missing, err := readFirmware(o.Config.Firmware)
 	if err != nil {
-		return nil, fmt.Errorf("firmware: %w", err)
+		return nil, err
 	}
 	info.MissingFirmware = missing
 	for _, e := range firmware {
 		info.Firmware = append(info.Firmware, strings.TrimPrefix(e.name, "lib/firmware/"))
 	}
+	if o.Config.Microcode.wants(o.Flavour) {
+		ucode, names, err := microcode(o.Config.Microcode)
+		if err != nil {
+			return nil, err
+		}
+		if info.Microcode = names; len(names) > 0 {
+			segments = slices.Insert(segments, 0, early(ucode))
+		}
+	}
 	if len(firmware) > 0 {
 		segments = append(segments, entriesSegment("firmware", firmware, ""))
 	}
-	extra, err := bundleEntries(o.Config.Bundles)
+	extra, err := bundleEntries(info.Bundles)
 	if err != nil {
 		return nil, err
 	}
@@ -179,6 +195,9 @@ func Build(ctx context.Context, o Options) (*Image, error) {
 		return nil, err
 	}
 	info.Keys = keys
+	if info.Debian, err = owners(ctx, o, foreign(o, extra)); err != nil {
+		return nil, err
+	}
 	segments = append(segments, entriesSegment("programs", programs, ""), entriesSegment("site", site, strings.TrimPrefix(spec.ImageComplete, "/")))
 
 	var parts []compressed
@@ -190,7 +209,9 @@ func Build(ctx context.Context, o Options) (*Image, error) {
 		parts = append(parts, c)
 		info.Segments = append(info.Segments, SegmentInfo{Name: c.name, Packed: c.packed, Unpacked: c.unpacked})
 	}
-	return info, layOut(ctx, o, kernel, parts, info)
+	drivers := coverage.NewCatalogue(tree, func(m *kmod.Module) string { return chosen.absent[m.Name] })
+	drivers.Version, drivers.Flavour, drivers.Kernel, drivers.Firmware = o.Version, o.Flavour, kernel.Release, info.Firmware
+	return info, layOut(ctx, o, kernel, parts, info, drivers)
 }
 
 // entriesSegment is a segment of files that are in memory.
@@ -229,6 +250,10 @@ func modules(k *Kernel, tree *kmod.Tree, names []string) *segment {
 	}}
 }
 
+// programTags leave HTTP/2 out of net/http (0.4 MiB unpacked): a PC fetches one file
+// at a time, for which HTTP/1.1 does as well.
+const programTags = "nethttpomithttp2"
+
 // buildPrograms builds our own programs, and says which modules are in them.
 // Go's build cache makes it quick.
 func buildPrograms(ctx context.Context, o Options) ([]entry, map[string]string, error) {
@@ -239,7 +264,7 @@ func buildPrograms(ctx context.Context, o Options) ([]entry, map[string]string, 
 	defer os.RemoveAll(work)
 	env := append(os.Environ(), "CGO_ENABLED=0", "GOOS=linux", "GOARCH=amd64", "GOFLAGS=")
 	err = command.Command{
-		Args: []string{"go", "build", "-trimpath", "-buildvcs=false", "-ldflags=-s -w -buildid=", "-o", work + "/", "./cmds/reimage", "./cmds/chroothelper"},
+		Args: []string{"go", "build", "-trimpath", "-buildvcs=false", "-tags=" + programTags, "-ldflags=-s -w -buildid=", "-o", work + "/", "./cmds/reimage", "./cmds/chroothelper"},
 		Dir:  o.Source, Env: env, Log: o.Log,
 	}.Run(ctx)
 	if err != nil {
@@ -285,6 +310,20 @@ func siteEntries(o Options, k *Kernel, tree *kmod.Tree, chosen *selection) (entr
 			keys = append(keys, key.ID.String())
 		}
 	}
+	if o.Config.CA != "" {
+		text, err := os.ReadFile(o.Config.CA)
+		if err == nil {
+			_, err = fetch.ParseAuthorities(text)
+		}
+		if err != nil {
+			return nil, nil, fmt.Errorf("ca: %s: %w", o.Config.CA, err)
+		}
+		e, err := readEntry(strings.TrimPrefix(spec.ImageCA, "/"), o.Config.CA, false)
+		if err != nil {
+			return nil, nil, err
+		}
+		entries = append(entries, e)
+	}
 	for _, inside := range slices.Sorted(maps.Keys(o.Config.Files)) {
 		outside := o.Config.Files[inside]
 		info, err := os.Stat(outside)
@@ -297,7 +336,7 @@ func siteEntries(o Options, k *Kernel, tree *kmod.Tree, chosen *selection) (entr
 		}
 		entries = append(entries, e)
 	}
-	self := spec.ImageInfoFile{Version: o.Version, Kernel: k.Release, Flavour: o.Flavour, Insecure: o.Insecure}
+	self := spec.ImageInfoFile{Version: o.Version, Kernel: k.Release, Flavour: o.Flavour, Insecure: o.Insecure, DebugShell: o.Config.DebugShell}
 	for _, m := range o.Config.Preload {
 		if slices.Contains(chosen.names, kmod.Canonical(m)) {
 			self.Preload = append(self.Preload, kmod.Canonical(m))
@@ -316,12 +355,12 @@ func siteEntries(o Options, k *Kernel, tree *kmod.Tree, chosen *selection) (entr
 // layOut writes the results. Each file appears by a rename, the kernel and the
 // initramfs last and one right after the other: a PC that fetches one of each
 // finds out by itself.
-func layOut(ctx context.Context, o Options, k *Kernel, parts []compressed, info *Image) error {
+func layOut(ctx context.Context, o Options, k *Kernel, parts []compressed, info *Image, drivers *coverage.Catalogue) error {
 	root := filepath.Join(o.Out, TFTPRoot)
-	if err := os.MkdirAll(filepath.Join(root, bootfiles.Folder), 0o755); err != nil {
+	if err := os.MkdirAll(root, 0o755); err != nil {
 		return err
 	}
-	if err := pxelinux(o, root); err != nil {
+	if err := bootLoaders(o, root); err != nil {
 		return err
 	}
 	results := []struct {
@@ -370,6 +409,24 @@ func layOut(ctx context.Context, o Options, k *Kernel, parts []compressed, info 
 			return err
 		}
 	}
+	// The boot server judges by it what PCs report of themselves.
+	catalogue, err := json.Marshal(drivers)
+	if err != nil {
+		return err
+	}
+	if err := renameio.WriteFile(filepath.Join(o.Out, DriversFile), append(catalogue, '\n'), 0o644); err != nil {
+		return err
+	}
+	if err := linkOrCopy(filepath.Join(o.Out, DriversFile), filepath.Join(root, DriversFile)); err != nil {
+		return err
+	}
+	materials, err := bill(o.Out, info)
+	if err != nil {
+		return err
+	}
+	if err := renameio.WriteFile(filepath.Join(o.Out, BillFile), materials, 0o644); err != nil {
+		return err
+	}
 	return renameio.WriteFile(filepath.Join(o.Out, InfoFile), append(text, '\n'), 0o644)
 }
 
@@ -403,15 +460,30 @@ func linkOrCopy(from, to string) error {
 // what is needed.
 var syslinuxFolders = []string{"/usr/lib/PXELINUX", "/usr/lib/syslinux/modules/bios"}
 
-// pxelinux puts the boot loader and its configuration into the TFTP root. Texts
-// that somebody else wrote stay.
-func pxelinux(o Options, root string) error {
+// loaders are the boot loaders of PCs with a BIOS, and the modules that our
+// texts for them name.
+var loaders = []string{"pxelinux.0", "lpxelinux.0", "ldlinux.c32", "reboot.c32", "chain.c32", "libcom32.c32", "libutil.c32"}
+
+// efiLoader is a boot loader of PCs with UEFI. Debian's packages have it; where
+// they are not installed, the image is for BIOS only.
+type efiLoader struct{ name, file, pkg string }
+
+var efiLoaders = []efiLoader{
+	{"shimx64.efi", "/usr/lib/shim/shimx64.efi.signed", "shim-signed"},
+	{"grubx64.efi", "/usr/lib/grub/x86_64-efi-signed/grubnetx64.efi.signed", "grub-efi-amd64-signed"},
+	{"snponly.efi", "/usr/lib/ipxe/snponly.efi", "ipxe"},
+	{"undionly.kpxe", "/usr/lib/ipxe/undionly.kpxe", "ipxe"},
+}
+
+// bootLoaders puts the boot loaders and their configuration into the TFTP root.
+// Texts that somebody else wrote stay.
+func bootLoaders(o Options, root string) error {
 	folders := o.Syslinux
 	if len(folders) == 0 {
 		folders = syslinuxFolders
 	}
 next:
-	for _, name := range []string{"pxelinux.0", "ldlinux.c32"} {
+	for _, name := range loaders {
 		for _, f := range folders {
 			data, err := os.ReadFile(filepath.Join(f, name))
 			if errors.Is(err, fs.ErrNotExist) {
@@ -427,21 +499,34 @@ next:
 		}
 		return fmt.Errorf("%s is in none of %s: install the Debian packages pxelinux and syslinux-common", name, strings.Join(folders, ", "))
 	}
-	remote, err := bootfiles.PXELinuxRemote(bootfiles.MkImage, bootfiles.RemoteOptions{CommandLine: o.Config.CommandLine})
+	for _, l := range efiLoaders {
+		data, err := os.ReadFile(l.file)
+		switch {
+		case errors.Is(err, fs.ErrNotExist):
+			o.Log.Info("the TFTP root has no "+l.name+": install the Debian package "+l.pkg+" to have it", "missing", l.file)
+			continue
+		case err != nil:
+			return err
+		}
+		if err := renameio.WriteFile(filepath.Join(root, l.name), data, 0o644); err != nil {
+			return err
+		}
+	}
+	texts, err := bootfiles.Files(bootfiles.MkImage, bootfiles.RemoteOptions{CommandLine: o.Config.CommandLine})
 	if err != nil {
 		return err
 	}
-	for name, text := range map[string][]byte{
-		bootfiles.Default: bootfiles.PXELinuxLocal(bootfiles.MkImage),
-		bootfiles.Remote:  remote,
-	} {
-		file := filepath.Join(root, bootfiles.Folder, name)
+	for _, text := range texts {
+		file := filepath.Join(root, text.Name)
+		if err := os.MkdirAll(filepath.Dir(file), 0o755); err != nil {
+			return err
+		}
 		before, err := os.ReadFile(file)
 		if err == nil && bootfiles.WrittenBy(before) != bootfiles.MkImage {
 			o.Log.Info("left alone, for somebody else wrote it: " + file)
 			continue
 		}
-		if err := renameio.WriteFile(file, text, 0o644); err != nil {
+		if err := renameio.WriteFile(file, text.Text, 0o644); err != nil {
 			return err
 		}
 	}

@@ -5,9 +5,11 @@ import (
 	"context"
 	"encoding/binary"
 	"encoding/json"
+	"encoding/pem"
 	"io"
 	"io/fs"
 	"log/slog"
+	"net/http/httptest"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -70,7 +72,7 @@ func modulesFolder(t *testing.T, release, vermagic string) string {
 	t.Helper()
 	folder := filepath.Join(t.TempDir(), release)
 	for name, data := range map[string][]byte{
-		"kernel/drivers/net/ethernet/a/a.ko":    ko("depends=mii", "alias=pci:v1*", "vermagic="+vermagic+" SMP"),
+		"kernel/drivers/net/ethernet/a/a.ko":    ko("depends=mii", "alias=pci:v00008086d00000001sv*sd*bc*sc*i*", "vermagic="+vermagic+" SMP"),
 		"kernel/drivers/net/mii.ko":             ko("vermagic=" + vermagic + " SMP"),
 		"kernel/drivers/net/ethernet/b/b_cs.ko": ko("vermagic=" + vermagic + " SMP"),
 		"kernel/drivers/ata/ahci.ko":            ko("vermagic=" + vermagic + " SMP"),
@@ -119,7 +121,7 @@ func options(t *testing.T) Options {
 		t.Fatal(err)
 	}
 	syslinux := t.TempDir()
-	for _, name := range []string{"pxelinux.0", "ldlinux.c32"} {
+	for _, name := range loaders {
 		if err := os.WriteFile(filepath.Join(syslinux, name), []byte(name), 0o644); err != nil {
 			t.Fatal(err)
 		}
@@ -194,7 +196,7 @@ func TestBuild(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, name := range []string{"bzImage", "initramfs.cpio.zst", "image.json", "tftproot/bzImage", "tftproot/initramfs.cpio.zst", "tftproot/vmlinuz", "tftproot/pxelinux.0", "tftproot/ldlinux.c32", "tftproot/pxelinux.cfg/default", "tftproot/pxelinux.cfg/remote.boot"} {
+	for _, name := range []string{"bzImage", "initramfs.cpio.zst", "image.json", "tftproot/bzImage", "tftproot/initramfs.cpio.zst", "tftproot/vmlinuz", "tftproot/pxelinux.0", "tftproot/lpxelinux.0", "tftproot/ldlinux.c32", "tftproot/reboot.c32", "tftproot/libcom32.c32", "tftproot/chain.c32", "tftproot/libutil.c32", "tftproot/shimx64.efi", "tftproot/grubx64.efi", "tftproot/snponly.efi", "tftproot/undionly.kpxe", "tftproot/grub/grub.cfg", "tftproot/grub/remote.cfg", "tftproot/ipxe/boot.ipxe", "tftproot/ipxe/remote.ipxe", "tftproot/pxelinux.cfg/default", "tftproot/pxelinux.cfg/remote.boot"} {
 		if _, err := os.Stat(filepath.Join(o.Out, name)); err != nil {
 			t.Error(err)
 		}
@@ -274,7 +276,7 @@ func TestBuild(t *testing.T) {
 	if _, err := Build(t.Context(), other); err != nil {
 		t.Fatal(err)
 	}
-	for _, name := range []string{"/initramfs.cpio.zst", "/bzImage", "/image.json"} {
+	for _, name := range []string{"/initramfs.cpio.zst", "/bzImage", "/image.json", "/drivers.json", "/sbom.cdx.json"} {
 		if got := digests(t, other.Out)[name]; got != before[name] {
 			t.Errorf("%s is %s there and %s here", name, got, before[name])
 		}
@@ -334,7 +336,7 @@ func TestBuildRefuses(t *testing.T) {
 // TestBundles has a bundle's program run with nothing but what the image has.
 func TestBundles(t *testing.T) {
 	o := options(t)
-	o.Config.Bundles = []string{"xfs", "btrfs"}
+	o.Config.Bundles = []string{"xfs", "btrfs", "e2fsck"}
 	if _, err := Build(t.Context(), o); err != nil {
 		t.Fatal(err)
 	}
@@ -362,6 +364,26 @@ func TestBundles(t *testing.T) {
 		if out, err := cmd.CombinedOutput(); err != nil {
 			t.Errorf("%s does not run by itself: %v\n%s", b.program, err, out)
 		}
+	}
+}
+
+// TestOwnAuthority has the site's authority be in the image, and nothing else in its place.
+func TestOwnAuthority(t *testing.T) {
+	server := httptest.NewTLSServer(nil)
+	defer server.Close()
+	text := pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: server.Certificate().Raw})
+	o := options(t)
+	o.Config.CA = filepath.Join(files(t, map[string][]byte{"ca.pem": text}), "ca.pem")
+	if _, err := Build(t.Context(), o); err != nil {
+		t.Fatal(err)
+	}
+	var got bytes.Buffer
+	if err := Cat(&got, o.Out, spec.ImageCA); err != nil || !bytes.Equal(got.Bytes(), text) {
+		t.Errorf("%s is %q, %v", spec.ImageCA, got.Bytes(), err)
+	}
+	o.Config.CA = filepath.Join(files(t, map[string][]byte{"ca.pem": []byte("nonsense")}), "ca.pem")
+	if _, err := Build(t.Context(), o); err == nil || !strings.Contains(err.Error(), "ca.pem: there is no certificate in it") {
+		t.Errorf("error is %v", err)
 	}
 }
 
@@ -433,8 +455,11 @@ func TestConfig(t *testing.T) {
 		{"ending", strings.Replace(smallConfig, "drivers/net/gone", "drivers/net/gone.ko", 1), "image.yaml:4: "},
 		{"no reason", strings.Replace(smallConfig, ", why: PCMCIA", "", 1), "left_out"},
 		{"no init", strings.Replace(smallConfig, "[init]", "[ls]", 1), "must have init"},
-		{"bundle", smallConfig + "bundles: [zfs]\n", "write one of btrfs, xfs"},
+		{"bundle", smallConfig + "bundles: [zfs]\n", "write one of btrfs, e2fsck, xfs"},
+		{"bundle of a flavour", smallConfig + "flavour_bundles: {small: [zfs]}\n", "flavour"},
 		{"no flavour", "tools: [init]\n", "there is none"},
+		{"microcode elsewhere", smallConfig + "microcode: {folder: /x, files: [\"rtl_nic/*\"]}\n", "below intel-ucode/ or amd-ucode/"},
+		{"microcode", smallConfig + "microcode: {folder: /x, flavours: [large]}\n", "write one of small"},
 		{"site file", smallConfig + "files: {etc/x: /y}\n", "absolute path"},
 	} {
 		_, err := ParseConfig("image.yaml", []byte(c.text))
@@ -444,6 +469,19 @@ func TestConfig(t *testing.T) {
 	}
 }
 
+// defaultTree is a few modules of Debian's kernel.
+func defaultTree() *kmod.Tree {
+	tree := &kmod.Tree{Modules: map[string]*kmod.Module{}, Builtin: map[string]bool{}}
+	for _, p := range []string{
+		"drivers/net/ethernet/realtek/r8169", "drivers/net/ethernet/broadcom/tg3", "drivers/net/usb/r8152", "drivers/net/virtio_net", "drivers/net/ethernet/8390/pcnet_cs",
+		"drivers/nvme/host/nvme", "drivers/scsi/megaraid/megaraid_sas", "drivers/scsi/st", "drivers/mmc/host/sdhci", "drivers/pci/controller/vmd", "drivers/usb/storage/uas", "drivers/net/wireless/ath/ath9k/ath9k", "fs/xfs/xfs",
+	} {
+		name := kmod.Canonical(filepath.Base(p))
+		tree.Modules[name] = &kmod.Module{Name: name, Path: "kernel/" + p + ".ko"}
+	}
+	return tree
+}
+
 // TestDefaultModules holds the promise of the full flavour: every wired network
 // and storage driver is in it, but for those whose reason is written down.
 func TestDefaultModules(t *testing.T) {
@@ -451,14 +489,7 @@ func TestDefaultModules(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	tree := &kmod.Tree{Modules: map[string]*kmod.Module{}, Builtin: map[string]bool{}}
-	for _, p := range []string{
-		"drivers/net/ethernet/realtek/r8169", "drivers/net/ethernet/broadcom/tg3", "drivers/net/usb/r8152", "drivers/net/virtio_net", "drivers/net/ethernet/8390/pcnet_cs",
-		"drivers/nvme/host/nvme", "drivers/scsi/megaraid/megaraid_sas", "drivers/scsi/st", "drivers/mmc/host/sdhci", "drivers/pci/controller/vmd", "drivers/usb/storage/uas", "drivers/net/wireless/ath/ath9k/ath9k",
-	} {
-		name := kmod.Canonical(filepath.Base(p))
-		tree.Modules[name] = &kmod.Module{Name: name, Path: "kernel/" + p + ".ko"}
-	}
+	tree := defaultTree()
 	s, err := choose(config, "full", tree)
 	if err != nil {
 		t.Fatal(err)

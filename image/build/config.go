@@ -22,13 +22,22 @@ var DefaultConfig []byte
 // Config says what an image holds. A person writes it, in YAML.
 type Config struct {
 	// Flavours are named selections of modules: groups of patterns.
-	Flavours    map[string]map[string][]string `yaml:"flavours"`
-	LeftOut     []LeftOut                      `yaml:"left_out"`
-	Preload     []string                       `yaml:"preload"`
-	Firmware    Firmware                       `yaml:"firmware"`
-	Tools       []string                       `yaml:"tools"`
-	Bundles     []string                       `yaml:"bundles"`
-	CommandLine string                         `yaml:"command_line"`
+	Flavours  map[string]map[string][]string `yaml:"flavours"`
+	LeftOut   []LeftOut                      `yaml:"left_out"`
+	Preload   []string                       `yaml:"preload"`
+	Firmware  Firmware                       `yaml:"firmware"`
+	Microcode Microcode                      `yaml:"microcode"`
+	Tools     []string                       `yaml:"tools"`
+	Bundles   []string                       `yaml:"bundles"`
+	// FlavourBundles are further bundles, by flavour.
+	FlavourBundles map[string][]string `yaml:"flavour_bundles"`
+	CommandLine    string              `yaml:"command_line"`
+	// CA is a PEM file with the certificates of the site's own authorities: PCs fetch
+	// their manifests by HTTPS from servers that it vouches for, and from no others.
+	CA string `yaml:"ca"`
+	// DebugShell lets reassure.shell on the kernel command line open a shell before
+	// there is a manifest; without it a profile has to say debug_shell.
+	DebugShell bool `yaml:"debug_shell"`
 	// Files maps absolute paths in the image to files on the build host.
 	Files map[string]string `yaml:"files"`
 }
@@ -43,6 +52,13 @@ type LeftOut struct {
 type Firmware struct {
 	Folder string   `yaml:"folder"`
 	Files  []string `yaml:"files"` // shell patterns below Folder
+}
+
+// Microcode says where that of processors is, and which flavours get it.
+type Microcode struct {
+	Folder   string   `yaml:"folder"`
+	Files    []string `yaml:"files"` // shell patterns below intel-ucode/ and amd-ucode/ in Folder
+	Flavours []string `yaml:"flavours"`
 }
 
 // ParseConfig reads a configuration; name is for messages.
@@ -87,14 +103,34 @@ func (c *Config) Validate() spec.Problems {
 			problem(fmt.Sprintf("tools[%d]", i), "%q is not the name of a u-root command", t)
 		}
 	}
-	for i, b := range c.Bundles {
-		if _, ok := bundles[b]; !ok {
-			problem(fmt.Sprintf("bundles[%d]", i), "there is no bundle %q: write one of %s", b, strings.Join(slices.Sorted(maps.Keys(bundles)), ", "))
+	known := func(at string, names []string) {
+		for i, b := range names {
+			if _, ok := bundles[b]; !ok {
+				problem(fmt.Sprintf("%s[%d]", at, i), "there is no bundle %q: write one of %s", b, strings.Join(slices.Sorted(maps.Keys(bundles)), ", "))
+			}
 		}
+	}
+	known("bundles", c.Bundles)
+	for _, f := range slices.Sorted(maps.Keys(c.FlavourBundles)) {
+		if c.Flavours[f] == nil {
+			problem("flavour_bundles."+f, "there is no flavour %q: write one of %s", f, strings.Join(slices.Sorted(maps.Keys(c.Flavours)), ", "))
+		}
+		known("flavour_bundles."+f, c.FlavourBundles[f])
 	}
 	for i, f := range c.Firmware.Files {
 		if _, err := path.Match(f, ""); err != nil || path.IsAbs(f) || strings.Contains(f, "..") {
 			problem(fmt.Sprintf("firmware.files[%d]", i), "%q is not a shell pattern below the firmware folder", f)
+		}
+	}
+	for i, f := range c.Microcode.Files {
+		ours := slices.ContainsFunc(microcodeVendors[:], func(v microcodeVendor) bool { return strings.HasPrefix(f, v.folder) })
+		if _, err := path.Match(f, ""); err != nil || !ours || strings.Contains(f, "..") {
+			problem(fmt.Sprintf("microcode.files[%d]", i), "%q is not a shell pattern below intel-ucode/ or amd-ucode/", f)
+		}
+	}
+	for i, f := range c.Microcode.Flavours {
+		if c.Flavours[f] == nil {
+			problem(fmt.Sprintf("microcode.flavours[%d]", i), "there is no flavour %q: write one of %s", f, strings.Join(slices.Sorted(maps.Keys(c.Flavours)), ", "))
 		}
 	}
 	if strings.ContainsAny(c.CommandLine, "\r\n") {

@@ -1,7 +1,6 @@
 package build
 
 import (
-	"bytes"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -14,31 +13,34 @@ import (
 	"time"
 
 	"github.com/cavaliergopher/cpio"
-	"github.com/klauspost/compress/zstd"
 
+	"reassure/image/initramfs"
 	"reassure/image/spec"
 )
 
 // Summary says what a build made, and what to do next.
 func Summary(w io.Writer, out string, i *Image, took time.Duration) {
 	fmt.Fprintf(w, "\n%s image, kernel %s, %d modules, built in %.1f s\n", i.Flavour, i.Kernel.Release, len(i.Modules), took.Seconds())
-	total, firmware := int64(0), int64(0)
+	total, apart := int64(0), int64(0)
 	for _, f := range i.Files {
 		fmt.Fprintf(w, "  %-40s %10s\n", filepath.Join(out, f.Name), spec.Size(f.Size))
 		total += f.Size
 	}
 	for _, s := range i.Segments {
 		fmt.Fprintf(w, "    %-38s %10s  (%s unpacked)\n", s.Name, spec.Size(s.Packed), spec.Size(s.Unpacked))
-		if s.Name == "firmware" {
-			firmware = s.Packed
+		if s.Name == "firmware" || s.Name == "microcode" {
+			apart += s.Packed
 		}
 	}
-	fmt.Fprintf(w, "  %-40s %10s\n", "together, without firmware", spec.Size(total-firmware))
+	fmt.Fprintf(w, "  %-40s %10s\n", "together, without firmware", spec.Size(total-apart))
 	if n := len(i.LeftOut); n > 0 {
 		fmt.Fprintf(w, "%d network and storage drivers are not in it: %s says which and why.\n", n, filepath.Join(out, InfoFile))
 	}
 	if len(i.MissingFirmware) > 0 {
 		fmt.Fprintf(w, "This machine has no firmware for %s: cards that need it may not work.\n", strings.Join(i.MissingFirmware, ", "))
+	}
+	if len(i.Microcode) > 0 && i.Segments[0].Packed > 4*int64(spec.MiB) {
+		fmt.Fprintf(w, "Microcode makes it larger by %s: name only what your PCs need in the configuration (microcode).\n", spec.Size(i.Segments[0].Packed))
 	}
 	fmt.Fprintf(w, "\nNext: serve %s by TFTP, describe the lab (reassure init lab), and publish it (reassure publish).\n", filepath.Join(out, TFTPRoot))
 }
@@ -95,51 +97,9 @@ func Inspect(w io.Writer, out string) error {
 	return errors.Join(changed...)
 }
 
-// walkInitramfs calls each for every file of an initramfs, over all its archives.
-func walkInitramfs(out string, each func(h *cpio.Header, content io.Reader) error) error {
-	name := filepath.Join(out, InitramfsFile)
-	f, err := os.Open(name)
-	if err != nil {
-		return err
-	}
-	defer f.Close()
-	d, err := zstd.NewReader(f)
-	if err != nil {
-		return fmt.Errorf("%s: %w", name, err)
-	}
-	defer d.Close()
-	plain, err := io.ReadAll(d) // an initramfs fits into memory: that is its purpose
-	if err != nil {
-		return fmt.Errorf("%s: %w", name, err)
-	}
-	for rest := bytes.NewReader(plain); rest.Len() > 0; {
-		r := cpio.NewReader(rest)
-		for {
-			h, err := r.Next()
-			if err == io.EOF {
-				break
-			}
-			if err != nil {
-				return fmt.Errorf("%s: %w", name, err)
-			}
-			if err := each(h, r); err != nil {
-				return err
-			}
-		}
-		// Archives are padded with zeros.
-		for rest.Len() > 0 {
-			if b, _ := rest.ReadByte(); b != 0 {
-				_ = rest.UnreadByte() // it was just read
-				break
-			}
-		}
-	}
-	return nil
-}
-
 // List writes a line for each file of an image's initramfs.
 func List(w io.Writer, out string) error {
-	return walkInitramfs(out, func(h *cpio.Header, _ io.Reader) error {
+	return initramfs.Walk(filepath.Join(out, InitramfsFile), func(h *cpio.Header, _ io.Reader) error {
 		line := fmt.Sprintf("%v %9d /%s", h.FileInfo().Mode(), h.Size, h.Name)
 		if h.Linkname != "" {
 			line += " -> " + h.Linkname
@@ -152,7 +112,7 @@ func List(w io.Writer, out string) error {
 // Cat writes a file of an image's initramfs.
 func Cat(w io.Writer, out, name string) error {
 	found := false
-	err := walkInitramfs(out, func(h *cpio.Header, content io.Reader) error {
+	err := initramfs.Walk(filepath.Join(out, InitramfsFile), func(h *cpio.Header, content io.Reader) error {
 		if h.Name != strings.TrimPrefix(name, "/") || !h.Mode.IsRegular() {
 			return nil
 		}
@@ -176,7 +136,7 @@ func Diff(w io.Writer, a, b string) error {
 			return err
 		}
 		sides[i]["the kernel"] = spec.Sum(kernel).Short()
-		err = walkInitramfs(out, func(h *cpio.Header, content io.Reader) error {
+		err = initramfs.Walk(filepath.Join(out, InitramfsFile), func(h *cpio.Header, content io.Reader) error {
 			data, err := io.ReadAll(content)
 			sides[i]["/"+h.Name] = fmt.Sprintf("%v %d bytes %s %s", h.FileInfo().Mode(), h.Size, spec.Sum(data).Short(), h.Linkname)
 			return err

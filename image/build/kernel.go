@@ -206,7 +206,7 @@ func aptShow(ctx context.Context, name string, want *regexp.Regexp, log *slog.Lo
 // scan reads what the kernel's modules say of themselves; once read it is kept
 // in the cache, for there are thousands.
 func (k *Kernel) scan(cache string) (*kmod.Tree, error) {
-	sum := sha256.Sum256([]byte("scan 1 " + k.identity))
+	sum := sha256.Sum256([]byte("scan 2 " + k.identity))
 	kept := filepath.Join(cache, "modules", hex.EncodeToString(sum[:8])+".json")
 	if text, err := os.ReadFile(kept); err == nil {
 		tree := new(kmod.Tree)

@@ -6,6 +6,7 @@ import (
 	"slices"
 	"strings"
 
+	"reassure/image/coverage"
 	"reassure/image/kmod"
 )
 
@@ -15,19 +16,14 @@ type selection struct {
 	groups  map[string][]string // by group of the configuration
 	leftOut []Missing
 	unused  []string // patterns that match no module
+	// absent says of every module that was not chosen why.
+	absent map[string]string
 }
 
 // Missing is a driver that is not in an image, and why.
 type Missing struct {
 	Module string `json:"module"` // path below kernel/
 	Why    string `json:"why"`
-}
-
-// covered are the folders whose drivers are all accounted for: each is in the
-// image, or listed with the reason why not.
-var covered = []string{
-	"drivers/net/ethernet/", "drivers/net/usb/", "drivers/net/phy/", "drivers/net/fjes/", "drivers/net/hyperv/", "drivers/net/vmxnet3/",
-	"drivers/ata/", "drivers/nvme/host/", "drivers/scsi/", "drivers/message/", "drivers/mmc/", "drivers/ufs/", "drivers/usb/storage/", "drivers/block/",
 }
 
 // below is a module's path as patterns name it.
@@ -42,7 +38,7 @@ func choose(c *Config, flavour string, tree *kmod.Tree) (*selection, error) {
 	if !ok {
 		return nil, fmt.Errorf("there is no flavour %q in the configuration: it has %s", flavour, strings.Join(slices.Sorted(maps.Keys(c.Flavours)), ", "))
 	}
-	s := &selection{groups: map[string][]string{}}
+	s := &selection{groups: map[string][]string{}, absent: map[string]string{}}
 	why := func(file string) (string, error) {
 		for _, l := range c.LeftOut {
 			re, err := globs([]string{l.Pattern})
@@ -56,6 +52,12 @@ func choose(c *Config, flavour string, tree *kmod.Tree) (*selection, error) {
 		return "", nil
 	}
 	chosen := map[string]bool{}
+	groups = maps.Clone(groups)
+	for _, b := range c.bundlesOf(flavour) {
+		if of := bundles[b].modules; len(of) > 0 {
+			groups["bundle "+b] = of
+		}
+	}
 	for _, group := range slices.Sorted(maps.Keys(groups)) {
 		for _, pattern := range groups[group] {
 			re, err := globs([]string{pattern})
@@ -90,7 +92,7 @@ func choose(c *Config, flavour string, tree *kmod.Tree) (*selection, error) {
 	}
 	for _, m := range tree.Modules {
 		file := below(m)
-		if slices.Contains(s.names, m.Name) || !slices.ContainsFunc(covered, func(f string) bool { return strings.HasPrefix(file, f) }) {
+		if slices.Contains(s.names, m.Name) {
 			continue
 		}
 		reason, err := why(file)
@@ -100,7 +102,11 @@ func choose(c *Config, flavour string, tree *kmod.Tree) (*selection, error) {
 		if reason == "" {
 			reason = fmt.Sprintf("flavour %s does not choose it", flavour)
 		}
-		s.leftOut = append(s.leftOut, Missing{Module: file, Why: reason})
+		s.absent[m.Name] = reason
+		// These are all accounted for.
+		if k := coverage.KindOf(file); k == coverage.Network || k == coverage.Storage {
+			s.leftOut = append(s.leftOut, Missing{Module: file, Why: reason})
+		}
 	}
 	slices.SortFunc(s.leftOut, func(a, b Missing) int { return strings.Compare(a.Module, b.Module) })
 	slices.Sort(s.unused)

@@ -18,6 +18,9 @@ import (
 	"time"
 )
 
+// ErrNotFound is wrapped by the error of a program that is not installed.
+var ErrNotFound = exec.ErrNotFound
+
 // Command is one program to run. The zero value of every field but Args is usable.
 type Command struct {
 	// Args is the program, found in PATH unless it has a slash, and its arguments.
@@ -35,8 +38,15 @@ type Command struct {
 	Stdout, Stderr io.Writer
 	// Timeout ends the program; 0 means no limit but the context's.
 	Timeout time.Duration
-	// SysProcAttr may set a root folder; Setpgid is always set.
+	// SysProcAttr may set a root folder; Setpgid is as Terminal has it.
 	SysProcAttr *syscall.SysProcAttr
+	// Terminal lets the program ask a person at the terminal, as ssh does for a
+	// password: it stays in the caller's process group, for the terminal stops
+	// whoever reads from another. What it has started is not killed with it.
+	Terminal bool
+	// Grace, if it is not 0, is how long a program that must end is given to clean
+	// up: it gets SIGTERM, and SIGKILL only then.
+	Grace time.Duration
 	// Log gets a line before and after; nil means silence.
 	Log *slog.Logger
 }
@@ -92,9 +102,18 @@ func (c Command) Run(ctx context.Context) error {
 	}
 	// A program's children hold its pipes open: kill all of them, and do not
 	// wait for those that got away.
-	cmd.SysProcAttr.Setpgid = true
-	cmd.Cancel = func() error { return syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL) }
-	cmd.WaitDelay = 2 * time.Second
+	cmd.SysProcAttr.Setpgid = !c.Terminal
+	kill := func(s syscall.Signal) error {
+		if c.Terminal {
+			return syscall.Kill(cmd.Process.Pid, s)
+		}
+		return syscall.Kill(-cmd.Process.Pid, s)
+	}
+	cmd.Cancel = func() error { return kill(syscall.SIGKILL) }
+	if c.Grace > 0 {
+		cmd.Cancel = func() error { return kill(syscall.SIGTERM) }
+	}
+	cmd.WaitDelay = 2*time.Second + c.Grace
 
 	log := c.Log
 	if log == nil {
@@ -104,6 +123,9 @@ func (c Command) Run(ctx context.Context) error {
 	start := time.Now()
 	err := cmd.Run()
 	took := time.Since(start)
+	if ctx.Err() != nil && c.Grace > 0 && !c.Terminal && cmd.Process != nil {
+		kill(syscall.SIGKILL) // what the program has left behind; mostly nothing
+	}
 	if errors.Is(err, exec.ErrWaitDelay) && ctx.Err() == nil {
 		// It ended well, but left something behind that holds its outputs, as
 		// scripts that start services do. What that still says is not waited for.

@@ -4,8 +4,11 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"os"
 	"os/exec"
+	"strconv"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 )
@@ -37,6 +40,59 @@ func TestTimeoutKillsChildren(t *testing.T) {
 	}
 	if took := time.Since(start); took > 20*time.Second {
 		t.Errorf("took %v", took)
+	}
+}
+
+// A program that is given time cleans up, and what it leaves behind does not live on.
+func TestGrace(t *testing.T) {
+	dir := t.TempDir()
+	script := `(trap '' TERM; sleep 300) >/dev/null 2>&1 & echo $! >child; trap 'sleep 0.5; echo well >cleaned; exit 1' TERM; touch ready; wait`
+	ctx, cancel := context.WithCancel(context.Background())
+	go func() {
+		for deadline := time.Now().Add(20 * time.Second); time.Now().Before(deadline); time.Sleep(10 * time.Millisecond) {
+			if _, err := os.Stat(dir + "/ready"); err == nil {
+				break
+			}
+		}
+		cancel()
+	}()
+	err := Command{Args: []string{"sh", "-c", script}, Dir: dir, Grace: 30 * time.Second}.Run(ctx)
+	if !errors.Is(err, context.Canceled) {
+		t.Errorf("Run = %v; want that it was canceled", err)
+	}
+	if text, err := os.ReadFile(dir + "/cleaned"); err != nil || string(text) != "well\n" {
+		t.Errorf("it did not clean up: %q, %v", text, err)
+	}
+	child, err := os.ReadFile(dir + "/child")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for deadline := time.Now().Add(10 * time.Second); ; time.Sleep(10 * time.Millisecond) {
+		stat, err := os.ReadFile("/proc/" + strings.TrimSpace(string(child)) + "/stat")
+		if err != nil || strings.Contains(string(stat), ") Z ") {
+			break
+		}
+		if time.Now().After(deadline) {
+			t.Fatalf("its child lives on: %s", stat)
+		}
+	}
+	start := time.Now()
+	err = Command{Args: []string{"sh", "-c", "trap '' TERM; sleep 60"}, Grace: 100 * time.Millisecond, Timeout: 100 * time.Millisecond}.Run(context.Background())
+	if took := time.Since(start); err == nil || took > 20*time.Second {
+		t.Errorf("one that does not end: %v after %v", err, took)
+	}
+}
+
+// Only who is in the terminal's process group may read from it.
+func TestTerminal(t *testing.T) {
+	for _, terminal := range []bool{false, true} {
+		out, err := Command{Args: []string{"sh", "-c", "cut -d' ' -f5 /proc/$$/stat"}, Terminal: terminal}.Output(context.Background())
+		if err != nil {
+			t.Fatal(err)
+		}
+		if same := strings.TrimSpace(string(out)) == strconv.Itoa(syscall.Getpgrp()); same != terminal {
+			t.Errorf("Terminal %v: process group %s, ours %d", terminal, out, syscall.Getpgrp())
+		}
 	}
 }
 

@@ -142,7 +142,7 @@ func TestMistakes(t *testing.T) {
 		{"swapped letters", edit("name: exp01", "nmae: exp01"), []string{":9: hosts[0].nmae: there is no such key here: did you mean name?"}},
 		{"plural", edit("mac: [00-", "macs: [00-"), []string{":18: hosts[1].macs: there is no such key here: did you mean mac?"}},
 		{"upper case", edit("site:", "Site:"), []string{":1: Site: there is no such key here: did you mean site?"}},
-		{"nothing alike", edit("# none yet", "# none yet\n  colour: red"), []string{":8: site.colour: there is no such key here: the keys are command_line, dns, domain"}},
+		{"nothing alike", edit("# none yet", "# none yet\n  colour: red"), []string{":8: site.colour: there is no such key here: the keys are boot_url, command_line, dns, domain, events"}},
 		{"twice", edit("ip: 172.30.0.12", "ip: 172.30.0.12\n    name: exp03"), []string{":20: hosts[1].name: the key is there already, on line 17"}},
 		{"twice in vars", edit("{room: 0815", "{room: 1, room: 0815"), []string{":13: hosts[0].vars.room: the key is there already, on line 13"}},
 

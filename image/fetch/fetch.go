@@ -8,6 +8,11 @@
 // that ignores Range sends all again; what was read before is then compared
 // with what comes now, and dropped. [Client.Get] reads something small whole.
 //
+// [Client.OpenParts] is for a file of which each part is known by its own
+// SHA-256: what is handed out was judged before, part by part, and one that is
+// wrong is fetched again from elsewhere. Scattered parts are fetched by Range,
+// several at a time; from a server that ignores it the file is read once.
+//
 // Failures that trying again cannot mend (not found, another length, other
 // content) rule out that one address; those that time may mend (no connection,
 // a stall, status 5xx) are tried again.
@@ -36,8 +41,14 @@ type Client struct {
 	// whole body. nil is a client of our own for each call: no proxies, no
 	// decompression, limits on connecting and on the wait for the answer.
 	HTTP *http.Client
+	// TLS is for HTTPS where HTTP is nil; nil is what the system trusts. See [Trust].
+	TLS DialTLS
 	// Log is told of every failure that is tried again; nil means silence.
 	Log *slog.Logger
+	// Token, when set, goes with every request as a bearer token (RFC 6750, 2.1),
+	// to the server of the address that was asked for and to no other; see
+	// [SameServer]. No error and no log line holds it.
+	Token string
 	// StallLimit is how long to wait for bytes; 0 means 30 s.
 	StallLimit time.Duration
 	// MinRate is what must arrive on average, in bytes a second over StallLimit,
@@ -70,6 +81,8 @@ type StatusError struct {
 	Status int
 	// RetryAfter is how long the server asks us to wait; 0 if it does not.
 	RetryAfter time.Duration
+	// Token says that the request carried one.
+	Token bool
 }
 
 func (e *StatusError) Error() string {
@@ -77,6 +90,8 @@ func (e *StatusError) Error() string {
 	switch {
 	case e.Status == http.StatusNotFound || e.Status == http.StatusGone:
 		return text + ": publish again, or check that the server serves this path"
+	case e.Token && (e.Status == http.StatusUnauthorized || e.Status == http.StatusForbidden):
+		return text + ": it does not take the token of this boot: start the PC again, which gets it a new one if it is due"
 	case e.Status == http.StatusUnauthorized || e.Status == http.StatusForbidden:
 		return text + ": let the server allow this path to everybody, and check the file's permissions"
 	case e.Status >= 500:
@@ -136,6 +151,30 @@ var ErrWebPage = errors.New("the server answers with a web page: check the addre
 // ErrTooLarge is returned by [Client.Get].
 var ErrTooLarge = errors.New("it is larger than anything expected here: check the address")
 
+// maxRedirects is as many as net/http follows by itself.
+const maxRedirects = 10
+
+// SameServer is for [http.Client.CheckRedirect] of clients that send a token: it
+// takes the token off a request that was redirected to another scheme, host or
+// port. By itself, net/http goes by the host's name alone, and lets its
+// subdomains have it, too.
+func SameServer(request *http.Request, via []*http.Request) error {
+	if len(via) >= maxRedirects {
+		return fmt.Errorf("redirected %d times: check the server's configuration", len(via))
+	}
+	if first := via[0].URL; request.URL.Scheme != first.Scheme || request.URL.Host != first.Host {
+		request.Header.Del("Authorization")
+	}
+	return nil
+}
+
+// Authorize puts a bearer token on a request; without one it does nothing.
+func Authorize(request *http.Request, token string) {
+	if token != "" {
+		request.Header.Set("Authorization", "Bearer "+token)
+	}
+}
+
 // permanent marks an error that trying the same address again cannot mend.
 type permanent struct{ error }
 
@@ -161,10 +200,17 @@ func (c *Client) defaults() (Client, func()) {
 			ExpectContinueTimeout: time.Second,
 			DisableCompression:    true,
 			ForceAttemptHTTP2:     true,
+			DialTLSContext:        d.TLS,
 			ReadBufferSize:        64 << 10,
+			MaxIdleConnsPerHost:   lanes,
 		}
 		d.HTTP = &http.Client{Transport: transport}
 		done = transport.CloseIdleConnections
+	}
+	if d.Token != "" {
+		careful := *d.HTTP
+		careful.CheckRedirect = SameServer
+		d.HTTP = &careful
 	}
 	if d.Log == nil {
 		d.Log = slog.New(slog.DiscardHandler)
@@ -184,27 +230,41 @@ func (c *Client) defaults() (Client, func()) {
 	return d, done
 }
 
-// request asks for url from a byte on. With tag, the server is to send all
-// again if the file is not the one that had it (RFC 9110, 13.1.5).
-func (c *Client) request(ctx context.Context, url string, from int64, tag string) (*http.Response, error) {
+// request asks for url from a byte on, up to but without another; 0 is the end.
+// With tag, the server is to send all again if the file is not the one that had
+// it (RFC 9110, 13.1.5).
+func (c *Client) request(ctx context.Context, url string, from, to int64, tag string) (*http.Response, error) {
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
 	if err != nil {
 		return nil, permanent{err}
 	}
 	// What is hashed is the file, not what a proxy makes of it.
 	req.Header.Set("Accept-Encoding", "identity")
-	if from > 0 {
-		req.Header.Set("Range", fmt.Sprintf("bytes=%d-", from))
+	Authorize(req, c.Token)
+	if from > 0 || to > 0 {
+		until := ""
+		if to > 0 {
+			until = strconv.FormatInt(to-1, 10)
+		}
+		req.Header.Set("Range", fmt.Sprintf("bytes=%d-%s", from, until))
 		if tag != "" {
 			req.Header.Set("If-Range", tag)
 		}
 	}
 	res, err := c.HTTP.Do(req)
+	var untrusted *TrustError
+	if errors.As(err, &untrusted) {
+		return nil, permanent{err}
+	}
 	if err != nil {
 		return nil, err // names the method and the URL
 	}
 	if err := judge(res, url); err != nil {
 		res.Body.Close()
+		var status *StatusError
+		if errors.As(err, &status) {
+			status.Token = c.Token != ""
+		}
 		return nil, err
 	}
 	return res, nil
@@ -253,27 +313,36 @@ func (c *Client) pause(ctx context.Context, failures int, last error) error {
 func (c *Client) Get(ctx context.Context, url string, max int64) ([]byte, error) {
 	d, done := c.defaults()
 	defer done()
+	var last error
 	for failures := 1; ; failures++ {
 		data, err := d.get(ctx, url, max)
 		switch {
 		case err == nil:
 			return data, nil
 		case ctx.Err() != nil:
-			return nil, fmt.Errorf("fetch %s: %w", url, context.Cause(ctx))
+			return nil, stopped(ctx, url, last)
 		case isPermanent(err) || failures >= d.Attempts:
 			return nil, fmt.Errorf("fetch: %w", err)
 		}
 		d.Log.Warn("fetch: trying again", "url", url, "failures", failures, "error", err)
-		if err := d.pause(ctx, failures, err); err != nil {
-			return nil, fmt.Errorf("fetch %s: %w", url, err)
+		if last = err; d.pause(ctx, failures, err) != nil {
+			return nil, stopped(ctx, url, last)
 		}
 	}
+}
+
+// stopped is the error when ctx has ended; last is what went wrong before, or nil.
+func stopped(ctx context.Context, url string, last error) error {
+	if last == nil {
+		return fmt.Errorf("fetch %s: %w", url, context.Cause(ctx))
+	}
+	return fmt.Errorf("fetch: %w: %w", context.Cause(ctx), last)
 }
 
 func (c *Client) get(ctx context.Context, url string, limit int64) ([]byte, error) {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
-	res, err := c.request(ctx, url, 0, "")
+	res, err := c.request(ctx, url, 0, 0, "")
 	if err != nil {
 		return nil, err
 	}

@@ -12,10 +12,13 @@ import (
 	"runtime"
 	"strconv"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"testing/iotest"
 	"time"
+
+	"github.com/google/go-cmp/cmp"
 
 	"reassure/image/spec"
 )
@@ -385,6 +388,94 @@ func TestGet(t *testing.T) {
 				t.Errorf("error: %v", err)
 			}
 		})
+	}
+}
+
+// TestToken looks at what each server is shown: the one that was asked, and those
+// that it redirects to.
+func TestToken(t *testing.T) {
+	text := []byte("{}")
+	var mu sync.Mutex
+	shown := map[string]string{}
+	note := func(name string, h http.HandlerFunc) http.HandlerFunc {
+		return func(w http.ResponseWriter, r *http.Request) {
+			mu.Lock()
+			shown[name] = r.Header.Get("Authorization")
+			mu.Unlock()
+			h(w, r)
+		}
+	}
+	to := func(url string) http.HandlerFunc {
+		return func(w http.ResponseWriter, r *http.Request) { http.Redirect(w, r, url, http.StatusTemporaryRedirect) }
+	}
+	// The same host on another port is another server; net/http does not think so.
+	other := serve(t, note("other", whole(text)))
+	mux := http.NewServeMux()
+	site := httptest.NewServer(mux)
+	defer site.Close()
+	back := serve(t, note("on the way", to(site.URL+"/file")))
+	mux.HandleFunc("/file", note("file", whole(text)))
+	mux.HandleFunc("/moved", note("moved", to("/file")))
+	mux.HandleFunc("/other", note("away", to(other)))
+	mux.HandleFunc("/back", note("back", to(back)))
+	mux.HandleFunc("/round", note("round", to("/round")))
+	const bearer = "Bearer s3cr3t"
+	for _, test := range []struct {
+		path string
+		want map[string]string
+		fail bool
+	}{
+		{path: "/file", want: map[string]string{"file": bearer}},
+		{path: "/moved", want: map[string]string{"moved": bearer, "file": bearer}},
+		{path: "/other", want: map[string]string{"away": bearer, "other": ""}},
+		{path: "/round", want: map[string]string{"round": bearer}, fail: true},
+	} {
+		clear(shown)
+		for name, client := range map[string]*Client{"own": impatient(), "given": {HTTP: site.Client(), Attempts: 1}} {
+			client.Token = "s3cr3t"
+			_, err := client.Get(t.Context(), site.URL+test.path, 100)
+			if (err != nil) != test.fail {
+				t.Errorf("%s, %s client: %v", test.path, name, err)
+			}
+			if diff := cmp.Diff(test.want, shown); diff != "" {
+				t.Errorf("%s, %s client: each server was shown (-want +got):\n%s", test.path, name, diff)
+			}
+		}
+	}
+	clear(shown)
+	client := impatient()
+	client.Token = "s3cr3t"
+	if _, err := client.Get(t.Context(), site.URL+"/back", 100); err != nil || shown["on the way"] != "" {
+		t.Errorf("error %v; a server on the way was shown %q", err, shown["on the way"])
+	}
+	if _, err := impatient().Get(t.Context(), site.URL+"/file", 100); err != nil || shown["file"] != "" {
+		t.Errorf("without a token: %v, %q", err, shown["file"])
+	}
+}
+
+// TestARefusedToken says what to do, and not what the token was.
+func TestARefusedToken(t *testing.T) {
+	url := serve(t, status(http.StatusForbidden))
+	for token, want := range map[string]string{"s3cr3t": "token of this boot", "": "allow this path to everybody"} {
+		client := impatient()
+		client.Token = token
+		_, err := client.Get(t.Context(), url, 100)
+		if !isStatus(403)(err) || !strings.Contains(err.Error(), want) || strings.Contains(err.Error(), "s3cr3t") {
+			t.Errorf("with %q: %v", token, err)
+		}
+	}
+}
+
+// TestGetInTime says why it ended and what was wrong until then.
+func TestGetInTime(t *testing.T) {
+	late := errors.New("no manifest in time")
+	ctx, cancel := context.WithTimeoutCause(t.Context(), 50*time.Millisecond, late)
+	defer cancel()
+	client := impatient()
+	client.Attempts = 1000
+	_, err := client.Get(ctx, serve(t, status(503)), 100)
+	if !errors.Is(err, late) || !isStatus(503)(err) {
+		t.Errorf("error is %v", err)
 	}
 }
 

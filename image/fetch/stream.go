@@ -281,7 +281,7 @@ func (f *fetcher) transfer(m *mirror) error {
 	if m.whole {
 		from = 0
 	}
-	res, err := f.request(ctx, m.url, from, m.tag)
+	res, err := f.request(ctx, m.url, from, 0, m.tag)
 	header.Stop()
 	if err != nil {
 		if cause := context.Cause(ctx); cause != nil {

@@ -95,7 +95,7 @@ func (x *Index) Builtin(name string) bool { return x.builtin[Canonical(name)] }
 func (x *Index) Match(modalias string) []string {
 	var found []string
 	for _, a := range x.aliases {
-		if match(a.pattern, modalias) {
+		if MatchAlias(a.pattern, modalias) {
 			found = append(found, a.module)
 		}
 	}
@@ -141,9 +141,9 @@ func (x *Index) load(name string, seen map[string]bool, order *[]string) {
 	soft(x.soft[name][1])
 }
 
-// match is fnmatch(3) without flags, as modprobe compares aliases; dashes and
+// MatchAlias is fnmatch(3) without flags, as modprobe compares aliases; dashes and
 // underscores outside brackets are the same.
-func match(pattern, s string) bool {
+func MatchAlias(pattern, s string) bool {
 	// path.Match has no * over slashes; modaliases may have one.
 	fold := strings.NewReplacer("/", "\x01", "-", "_")
 	ok, err := path.Match(foldPattern(pattern, fold), fold.Replace(s))

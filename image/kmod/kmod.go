@@ -59,9 +59,25 @@ func Read(fsys fs.FS, file string) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
+	plain, err := Decompress(file, data)
+	if err != nil {
+		return nil, fmt.Errorf("module %s: %w", file, err)
+	}
+	return plain, nil
+}
+
+// Decompress returns a file's content as its name's ending says that it is packed:
+// distributions pack modules and firmware as .xz, .zst or .gz.
+func Decompress(file string, data []byte) ([]byte, error) {
 	var r io.Reader
+	var err error
 	switch path.Ext(file) {
 	case ".xz":
+		// A stream that breaks off between its blocks looks whole to the reader;
+		// its footer ends in YZ (xz-file-format.txt, 2.1.2.4).
+		if !bytes.HasSuffix(bytes.TrimRight(data, "\x00"), []byte("YZ")) {
+			return nil, fmt.Errorf("xz: %w", io.ErrUnexpectedEOF)
+		}
 		r, err = xz.NewReader(bytes.NewReader(data))
 	case ".gz":
 		r, err = gzip.NewReader(bytes.NewReader(data))
@@ -75,13 +91,9 @@ func Read(fsys fs.FS, file string) ([]byte, error) {
 		return data, nil
 	}
 	if err != nil {
-		return nil, fmt.Errorf("module %s: %w", file, err)
+		return nil, err
 	}
-	plain, err := io.ReadAll(r)
-	if err != nil {
-		return nil, fmt.Errorf("module %s: %w", file, err)
-	}
-	return plain, nil
+	return io.ReadAll(r)
 }
 
 // Parse reads what a module's decompressed file says of itself.
@@ -119,6 +131,8 @@ func (m *Module) read(info []byte) {
 			m.Firmware = append(m.Firmware, value)
 		case "vermagic":
 			m.Version = value
+		case "file": // only what is built in says where it was
+			m.Path = "kernel/" + value + ".ko"
 		case "softdep":
 			into := &m.Pre
 			for word := range strings.FieldsSeq(value) {
@@ -140,13 +154,14 @@ type Tree struct {
 	Modules map[string]*Module
 	// Builtin are the modules that the kernel has in itself.
 	Builtin map[string]bool
-	// builtinAliases are what modules.builtin.modinfo says of them.
-	builtinAliases map[string][]string
+	// BuiltinInfo is what modules.builtin.modinfo says of those that say
+	// something, by name.
+	BuiltinInfo map[string]*Module
 }
 
 // Scan reads every module below fsys, which is lib/modules/RELEASE.
 func Scan(fsys fs.FS) (*Tree, error) {
-	t := &Tree{Modules: map[string]*Module{}, Builtin: map[string]bool{}, builtinAliases: map[string][]string{}}
+	t := &Tree{Modules: map[string]*Module{}, Builtin: map[string]bool{}, BuiltinInfo: map[string]*Module{}}
 	err := fs.WalkDir(fsys, ".", func(file string, d fs.DirEntry, err error) error {
 		if err != nil {
 			return err
@@ -177,10 +192,17 @@ func Scan(fsys fs.FS) (*Tree, error) {
 	}
 	if info, err := fs.ReadFile(fsys, "modules.builtin.modinfo"); err == nil {
 		for field := range bytes.SplitSeq(info, []byte{0}) {
-			name, rest, _ := strings.Cut(string(field), ".")
-			if alias, ok := strings.CutPrefix(rest, "alias="); ok {
-				t.builtinAliases[Canonical(name)] = append(t.builtinAliases[Canonical(name)], alias)
+			name, rest, ok := strings.Cut(string(field), ".")
+			if !ok {
+				continue
 			}
+			name = Canonical(name)
+			m := t.BuiltinInfo[name]
+			if m == nil {
+				m = &Module{Name: name}
+				t.BuiltinInfo[name] = m
+			}
+			m.read([]byte(rest))
 		}
 	}
 	return t, nil
@@ -211,7 +233,7 @@ func (t *Tree) Provider(name string) []string {
 	}
 	var found []string
 	for _, m := range t.Modules {
-		if slices.ContainsFunc(m.Aliases, func(a string) bool { return match(a, name) }) {
+		if slices.ContainsFunc(m.Aliases, func(a string) bool { return MatchAlias(a, name) }) {
 			found = append(found, m.Name)
 		}
 	}

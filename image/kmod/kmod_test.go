@@ -4,11 +4,14 @@ import (
 	"bytes"
 	"compress/gzip"
 	"encoding/binary"
+	"io"
 	"strings"
 	"testing"
 	"testing/fstest"
 
 	"github.com/google/go-cmp/cmp"
+	"github.com/klauspost/compress/zstd"
+	"github.com/ulikunitz/xz"
 )
 
 // ko makes the smallest ELF file that has a .modinfo section.
@@ -54,7 +57,7 @@ func modules() fstest.MapFS {
 		"kernel/drivers/net/e1000e.ko":        file(ko("alias=pci:v00008086d000010D3sv*sd*bc*sc*i*", "firmware=e1000/x.bin", "softdep=post: late-one")),
 		"kernel/drivers/net/late_one.ko":      file(ko()),
 		"modules.builtin":                     file([]byte("kernel/drivers/net/phy/libphy.ko\n")),
-		"modules.builtin.modinfo":             file([]byte("libphy.alias=mdio:*\x00libphy.license=GPL\x00")),
+		"modules.builtin.modinfo":             file([]byte("libphy.alias=mdio:*\x00libphy.license=GPL\x00libphy.file=drivers/net/phy/libphy\x00")),
 	}
 }
 
@@ -66,6 +69,10 @@ func TestScanAndClosure(t *testing.T) {
 	want := &Module{Name: "ext4", Path: "kernel/fs/ext4/ext4.ko", Depends: []string{"jbd2", "mbcache"}, Aliases: []string{"fs-ext4"}, Pre: []string{"crypto_crc32c"}, Version: "6.1.0-1-amd64 SMP"}
 	if diff := cmp.Diff(want, tree.Modules["ext4"]); diff != "" {
 		t.Errorf("ext4 (-want +got):\n%s", diff)
+	}
+	builtin := map[string]*Module{"libphy": {Name: "libphy", Path: "kernel/drivers/net/phy/libphy.ko", Aliases: []string{"mdio:*"}}}
+	if diff := cmp.Diff(builtin, tree.BuiltinInfo); diff != "" {
+		t.Errorf("what is built in (-want +got):\n%s", diff)
 	}
 	for _, c := range []struct {
 		names []string
@@ -177,8 +184,45 @@ func TestMatch(t *testing.T) {
 		{"a*b", "a/x/b", true},
 		{"a[", "a[", false},
 	} {
-		if got := match(c.pattern, c.s); got != c.want {
-			t.Errorf("match(%q, %q) = %v", c.pattern, c.s, got)
+		if got := MatchAlias(c.pattern, c.s); got != c.want {
+			t.Errorf("MatchAlias(%q, %q) = %v", c.pattern, c.s, got)
+		}
+	}
+}
+
+// TestDecompressCutOff cuts a packed file everywhere: it must never be taken for a
+// whole one.
+func TestDecompressCutOff(t *testing.T) {
+	data := []byte("what a driver loads")
+	packed := map[string][]byte{}
+	pack := func(ending string, w io.WriteCloser, b *bytes.Buffer, err error) {
+		t.Helper()
+		if err == nil {
+			_, err = w.Write(data)
+		}
+		if err == nil {
+			err = w.Close()
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		packed[ending] = b.Bytes()
+	}
+	var x, g, z bytes.Buffer
+	xw, err := xz.NewWriter(&x)
+	pack(".xz", xw, &x, err)
+	pack(".gz", gzip.NewWriter(&g), &g, nil)
+	zw, err := zstd.NewWriter(&z)
+	pack(".zst", zw, &z, err)
+	for ending, whole := range packed {
+		if got, err := Decompress("a.bin"+ending, whole); err != nil || !bytes.Equal(got, data) {
+			t.Errorf("%s: %q, %v", ending, got, err)
+		}
+		for n := range len(whole) {
+			// An empty zst file is a row of no frames, which is not wrong.
+			if got, err := Decompress("a.bin"+ending, whole[:n]); err == nil && (ending != ".zst" || n > 0) {
+				t.Errorf("%d of %d bytes of a %s file are taken for %q", n, len(whole), ending, got)
+			}
 		}
 	}
 }

@@ -30,6 +30,9 @@ type Options struct {
 	Since func() time.Duration
 	// Prefix, when set, begins each line, before the time.
 	Prefix func(slog.Level) string
+	// Hide is a secret that no line shows, whoever has it in a message; empty is
+	// none.
+	Hide string
 	// MaxLine cuts longer lines, in bytes with the line end; 0 means never.
 	MaxLine int
 }
@@ -78,6 +81,7 @@ func (h *Handler) Handle(_ context.Context, r slog.Record) error {
 		appendAttr(&text, h.group, a)
 		return true
 	})
+	shown := Hide(text.String(), h.options.Hide)
 	head := ""
 	if h.options.Prefix != nil {
 		head = h.options.Prefix(r.Level)
@@ -87,12 +91,20 @@ func (h *Handler) Handle(_ context.Context, r slog.Record) error {
 	}
 	h.out.mu.Lock()
 	defer h.out.mu.Unlock()
-	for line := range strings.SplitSeq(text.String(), "\n") {
+	for line := range strings.SplitSeq(shown, "\n") {
 		if _, err := h.out.w.Write(cut(head+printable(line), h.options.MaxLine)); err != nil {
 			return err
 		}
 	}
 	return nil
+}
+
+// Hide returns s without the secret; an empty one is in nothing.
+func Hide(s, secret string) string {
+	if secret == "" {
+		return s
+	}
+	return strings.ReplaceAll(s, secret, "(hidden)")
 }
 
 // WithAttrs implements [slog.Handler].
@@ -171,8 +183,8 @@ const kmsgLine = 976
 //
 // No record is more severe than "notice": u-root's init has the kernel print
 // what is more severe on the consoles, where these lines are already.
-func NewKmsg(w io.Writer, level slog.Leveler) *Handler {
-	return NewHandler(w, Options{Level: level, MaxLine: kmsgLine, Prefix: func(l slog.Level) string {
+func NewKmsg(w io.Writer, level slog.Leveler, hide string) *Handler {
+	return NewHandler(w, Options{Level: level, Hide: hide, MaxLine: kmsgLine, Prefix: func(l slog.Level) string {
 		// Facility 1 is LOG_USER; the kernel refuses its own, 0.
 		severity := 6
 		switch {
@@ -191,6 +203,7 @@ type Ring struct {
 	lines []string // oldest at next, once full
 	next  int
 	size  int
+	fresh int    // lines that Take has not returned
 	part  []byte // an unfinished line
 }
 
@@ -208,6 +221,7 @@ func (r *Ring) Write(p []byte) (int, error) {
 			return len(p), nil
 		}
 		r.part = append([]byte(nil), rest...)
+		r.fresh++
 		if len(r.lines) < r.size {
 			r.lines = append(r.lines, string(line))
 			continue
@@ -217,9 +231,27 @@ func (r *Ring) Write(p []byte) (int, error) {
 	}
 }
 
+// Take returns the lines that it has not returned yet, the oldest first. Those that
+// the ring no longer holds are one line that counts them.
+func (r *Ring) Take() []string {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	all := r.kept()
+	fresh, lost := r.fresh, max(0, r.fresh-len(all))
+	r.fresh = 0
+	if lost > 0 {
+		return append([]string{fmt.Sprintf("(%d lines left out)", lost)}, all...)
+	}
+	return all[len(all)-fresh:]
+}
+
 // Lines returns the lines that are kept, the oldest first.
 func (r *Ring) Lines() []string {
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	return r.kept()
+}
+
+func (r *Ring) kept() []string {
 	return append(append([]string(nil), r.lines[r.next:]...), r.lines[:r.next]...)
 }

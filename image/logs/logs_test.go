@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+	"github.com/google/go-cmp/cmp/cmpopts"
 
 	"reassure/image/spec"
 )
@@ -67,7 +68,7 @@ func (w *writes) Write(p []byte) (int, error) { *w = append(*w, string(p)); retu
 
 func TestKmsg(t *testing.T) {
 	var got writes
-	log := slog.New(NewKmsg(&got, slog.LevelDebug))
+	log := slog.New(NewKmsg(&got, slog.LevelDebug, ""))
 	log.Debug("d")
 	log.Info("two\nlines")
 	log.Error(strings.Repeat("x", 2000))
@@ -95,6 +96,42 @@ func TestRing(t *testing.T) {
 	}
 	if diff := cmp.Diff([]string{"3", "4", "5"}, r.Lines()); diff != "" {
 		t.Errorf("lines (-want +got):\n%s", diff)
+	}
+}
+
+func TestRingGivesEachLineOnce(t *testing.T) {
+	r := NewRing(3)
+	write := func(lines ...string) {
+		for _, l := range lines {
+			_, _ = io.WriteString(r, l+"\n")
+		}
+	}
+	for _, step := range []struct{ write, want []string }{
+		{nil, nil},
+		{[]string{"1", "2"}, []string{"1", "2"}},
+		{nil, nil},
+		{[]string{"3", "4", "5"}, []string{"3", "4", "5"}},
+		{[]string{"6"}, []string{"6"}},
+		{[]string{"7", "8", "9", "10", "11"}, []string{"(2 lines left out)", "9", "10", "11"}},
+		{nil, nil},
+	} {
+		write(step.write...)
+		if diff := cmp.Diff(step.want, r.Take(), cmpopts.EquateEmpty()); diff != "" {
+			t.Errorf("after %v (-want +got):\n%s", step.write, diff)
+		}
+	}
+	if got := len(r.Lines()); got != 3 {
+		t.Errorf("%d lines are kept; want 3", got)
+	}
+}
+
+func TestASecretIsHidden(t *testing.T) {
+	var got writes
+	log := slog.New(NewHandler(&got, Options{Hide: "s3cr3t"})).With("always", "s3cr3t")
+	log.Info("a step printed reassure.token=s3cr3t", "error", errors.New("s3cr3t, twice"))
+	NewKmsg(&got, nil, "s3cr3t").Handle(t.Context(), slog.NewRecord(time.Time{}, slog.LevelInfo, "s3cr3t", 0))
+	if all := strings.Join(got, ""); strings.Contains(all, "s3cr3t") || strings.Count(all, "(hidden)") != 4 {
+		t.Errorf("lines are %q", all)
 	}
 }
 

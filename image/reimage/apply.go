@@ -9,6 +9,7 @@ import (
 	"os"
 	"path"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
@@ -17,7 +18,10 @@ import (
 	"reassure/image/fetch"
 	"reassure/image/logs"
 	"reassure/image/reimage/chroot"
+	"reassure/image/reimage/delta"
 	"reassure/image/reimage/disk"
+	"reassure/image/reimage/efivars"
+	"reassure/image/reimage/esp"
 	"reassure/image/reimage/mkfs"
 	"reassure/image/reimage/mount"
 	"reassure/image/spec"
@@ -25,75 +29,69 @@ import (
 	"reassure/image/wad"
 )
 
+// Memory is what the program that reimages should give to
+// [runtime/debug.SetMemoryLimit], in bytes: above it garbage is collected more
+// often. It is less than the 256 MiB that the program may have in all, and that
+// a PC of 1 GiB has beside the initramfs, the kernel and what the steps run.
+const Memory = 192 << 20
+
 // apply destroys what is on the disk and builds the new system. The first write
 // makes the disk unbootable, the last makes it bootable; whatever happens in
 // between, an error or a power cut, leaves a disk that nothing boots from.
 func (r *Reimager) apply(ctx context.Context, m *spec.Manifest, plan *spec.Plan) error {
-	files, steps, err := expand(m, plan)
-	if err != nil {
-		return err
-	}
 	for _, p := range plan.Partitions {
 		r.loadFileSystems(ctx, p.FileSystem)
 	}
 	// A server that lacks a wad is found out while the old system is still whole.
-	streams, err := r.openWads(ctx, m)
+	wads, err := r.openWads(ctx, m)
 	if err != nil {
 		return err
 	}
 	defer func() {
-		for _, s := range streams {
-			s.Close()
+		for _, w := range wads {
+			w.Close()
 		}
 	}()
 	// The search for RSA primes takes seconds: it runs beside the download.
-	keys := chroot.StartKeys(ctx, steps)
+	making, stop := context.WithCancel(ctx)
+	defer stop()
+	keys := chroot.StartKeys(making, m.Steps)
 	started := time.Now()
 
-	r.phase("erase")
-	if err := r.erase(ctx, plan); err != nil {
-		return err
+	r.own = nil
+	var mounts *mount.Tree
+	var done *delta.Index // nil: the steps have to run
+	if plan.Mode == spec.ReimageDelta {
+		mounts, done, err = r.mend(ctx, m, plan, wads)
+		r.again = isNetwork(err)
+		switch {
+		case ctx.Err() != nil, r.again:
+			return err
+		case err != nil:
+			if err := r.insteadOfDelta(plan, err); err != nil {
+				return err
+			}
+		}
 	}
-
-	r.phase("format")
-	if err := format(ctx, plan, r.Log); err != nil {
-		return err
+	if plan.Mode != spec.ReimageDelta {
+		mounts, err = r.lay(ctx, m, plan, wads)
 	}
-	root := r.Options.MountRoot()
-	mounts, err := mount.Mount(ctx, root, plan.Partitions, r.Log)
 	if err != nil {
 		return err
 	}
 	// Whatever fails below, nothing stays mounted: the next try needs the disk.
 	defer mounts.Unmount(context.WithoutCancel(ctx))
-
-	tree, err := os.OpenRoot(root)
+	tree, err := os.OpenRoot(mounts.Root)
 	if err != nil {
 		return err
 	}
 	defer tree.Close()
-
-	r.phase("extract")
-	for i, w := range m.Wads {
-		// Through the tree: a link in an earlier wad must not lead out of it.
-		if err := tree.MkdirAll(path.Join(".", w.Mount), 0o755); err != nil {
-			return fmt.Errorf("wad %s: its mount point %s: %w", w.Name, w.Mount, err)
-		}
-		if err := r.extract(ctx, w, streams[i], root, i, len(m.Wads)); err != nil {
-			return err
-		}
-	}
-
-	r.phase("configure")
-	for _, f := range files {
-		if err := layFile(tree, f); err != nil {
-			return fmt.Errorf("template %s: %w", f.Path, err)
-		}
-	}
-
-	r.phase("steps")
-	summary, err := r.runSteps(ctx, m, plan, steps, keys, root)
-	if err != nil {
+	var summary chroot.Summary
+	if done != nil {
+		r.Log.Info("no step has to run: what they made is as they left it")
+		r.finished = m.Finished
+		summary.BootImage, summary.CoreImage = done.BootImage, done.CoreImage
+	} else if summary, err = r.finish(ctx, m, plan, wads, keys, tree); err != nil {
 		return err
 	}
 
@@ -105,6 +103,14 @@ func (r *Reimager) apply(ctx context.Context, m *spec.Manifest, plan *spec.Plan)
 	record := stamp.New(m)
 	record.Started, record.Finished = started.UTC(), time.Now().UTC()
 	record.DiskSerial, record.Image = plan.Disk.Serial, r.Info.Version
+	for _, p := range plan.Partitions {
+		if p.Preserve {
+			if record.Preserved == nil {
+				record.Preserved = map[string]string{}
+			}
+			record.Preserved[p.Name] = p.PartUUID
+		}
+	}
 	text, err := record.Marshal()
 	if err != nil {
 		return err
@@ -112,35 +118,166 @@ func (r *Reimager) apply(ctx context.Context, m *spec.Manifest, plan *spec.Plan)
 	if err := layFile(tree, spec.File{Path: spec.StampFile, Content: string(text), Mode: 0o644}); err != nil {
 		return fmt.Errorf("stamp: %w", err)
 	}
+	esps := mountedESPs(plan)
+	for _, p := range esps {
+		if err := esp.Fill(ctx, p, tree, p.Mount); err != nil {
+			return err
+		}
+	}
 	tree.Close()
 	if err := mounts.Unmount(ctx); err != nil {
 		return err
 	}
-	return commit(plan, boot)
+	// Before the disk can boot: the PC must ask its server first.
+	if plan.Firmware == spec.UEFI && len(esps) > 0 {
+		r.bootOrder(plan, esps[0])
+	}
+	return commit(ctx, plan, boot)
 }
 
-// openWads opens every wad of the manifest, so that the first byte of each has
-// been seen before the disk is touched.
-func (r *Reimager) openWads(ctx context.Context, m *spec.Manifest) ([]*fetch.Stream, error) {
-	var streams []*fetch.Stream
-	for _, w := range m.Wads {
-		urls := make([]string, len(w.URLs))
-		for i, u := range w.URLs {
-			urls[i] = u
-			if !strings.Contains(u, "://") {
-				urls[i] = spec.URL(r.base, u)
-			}
-		}
-		s, err := r.fetcher().Open(ctx, fetch.Source{Name: w.Name, URLs: urls, Size: w.Size, SHA256: w.SHA256})
+// mountedESPs are the EFI system partitions that the new system has.
+func mountedESPs(plan *spec.Plan) []spec.Placed {
+	return slices.DeleteFunc(slices.Clone(plan.Partitions), func(p spec.Placed) bool { return !p.IsESP() || p.Mount == "" })
+}
+
+// bootEntry is what the firmware calls our systems.
+const bootEntry = "ReAssure"
+
+// bootOrder has UEFI try the network first, and then the disk.
+func (r *Reimager) bootOrder(plan *spec.Plan, p spec.Placed) {
+	sector := uint64(plan.Disk.LogicalSector)
+	// Entries for what was on the disk go.
+	var gone []string
+	for _, old := range plan.Disk.Partitions {
+		gone = append(gone, old.PartUUID)
+	}
+	err := efivars.Vars{}.Install(efivars.Loader{
+		Description: bootEntry, Number: p.Number, Start: p.Start / sector, Size: p.Length / sector, PartUUID: p.PartUUID,
+		File: `\` + strings.ReplaceAll(esp.Loader, "/", `\`),
+	}, gone)
+	if err != nil {
+		r.Log.Warn("the disk boots without an entry of its own in the firmware, but the network may not be first in the boot order, so that this PC does not ask its server: look into its set-up", "error", err)
+		return
+	}
+	r.Log.Info("the firmware tries the network first, and then this disk", "entry", bootEntry)
+}
+
+// finish runs the steps, and leaves an index of what they made.
+func (r *Reimager) finish(ctx context.Context, m *spec.Manifest, plan *spec.Plan, wads []openedWad, keys *chroot.Keys, root *os.Root) (chroot.Summary, error) {
+	r.phase("steps")
+	// Only now is it settled which UUIDs the disk has.
+	files, steps, err := expand(m, plan)
+	if err != nil {
+		return chroot.Summary{}, err
+	}
+	should, err := expectation(files, wads, plan, nil)
+	if err == nil {
+		err = delta.Prepare(root)
+	}
+	if err != nil {
+		return chroot.Summary{}, err
+	}
+	since := time.Now()
+	summary, err := r.runSteps(ctx, m, plan, steps, keys, root.Name())
+	if err != nil {
+		return summary, err
+	}
+	r.finished = r.writeIndex(ctx, m, should, root, since, summary)
+	return summary, nil
+}
+
+// lay lays the whole disk down anew, and leaves it mounted.
+func (r *Reimager) lay(ctx context.Context, m *spec.Manifest, plan *spec.Plan, wads []openedWad) (mounts *mount.Tree, err error) {
+	files, _, err := expand(m, plan)
+	if err != nil {
+		return nil, err
+	}
+	r.phase("erase")
+	if err := r.erase(ctx, plan); err != nil {
+		return nil, err
+	}
+
+	r.phase("format")
+	if err := format(ctx, plan, r.Log); err != nil {
+		return nil, err
+	}
+	root := r.Options.MountRoot()
+	mounts, err = mount.Mount(ctx, root, plan.Partitions, r.Log)
+	if err != nil {
+		return nil, err
+	}
+	defer func() {
 		if err != nil {
-			for _, s := range streams {
-				s.Close()
+			err = errors.Join(err, mounts.Unmount(context.WithoutCancel(ctx)))
+		}
+	}()
+	tree, err := os.OpenRoot(root)
+	if err != nil {
+		return mounts, err
+	}
+	defer tree.Close()
+
+	r.phase("extract")
+	for i, w := range m.Wads {
+		// Through the tree: a link in an earlier wad must not lead out of it.
+		if err := tree.MkdirAll(path.Join(".", w.Mount), 0o755); err != nil {
+			return mounts, fmt.Errorf("wad %s: its mount point %s: %w", w.Name, w.Mount, err)
+		}
+		if err := r.extract(ctx, wads[i], root, i, len(m.Wads)); err != nil {
+			return mounts, err
+		}
+	}
+
+	r.phase("configure")
+	for _, f := range files {
+		if err := layFile(tree, f); err != nil {
+			return mounts, fmt.Errorf("template %s: %w", f.Path, err)
+		}
+	}
+	return mounts, nil
+}
+
+// openedWad is a wad of the manifest, on its servers.
+type openedWad struct {
+	spec.Wad
+	// One of the two: with an index, or plain.
+	indexed *wad.Remote
+	plain   *fetch.Stream
+}
+
+// Close lets go of the servers.
+func (w openedWad) Close() error {
+	if w.indexed != nil {
+		return w.indexed.Close()
+	}
+	return w.plain.Close()
+}
+
+// openWads opens every wad of the manifest: of an indexed one the index is there
+// and right, of others the first byte has been seen, before the disk is touched.
+func (r *Reimager) openWads(ctx context.Context, m *spec.Manifest) ([]openedWad, error) {
+	var all []openedWad
+	for _, w := range m.Wads {
+		source := fetch.Source{Name: w.Name, Size: w.Size, SHA256: w.SHA256}
+		for _, u := range w.URLs {
+			source.URLs = append(source.URLs, spec.Absolute(r.base, u))
+		}
+		opened := openedWad{Wad: w}
+		var err error
+		if w.Index != nil {
+			opened.indexed, err = wad.OpenRemote(ctx, r.fetcher(), source, *w.Index)
+		} else {
+			opened.plain, err = r.fetcher().Open(ctx, source)
+		}
+		if err != nil {
+			for _, w := range all {
+				w.Close()
 			}
 			return nil, fmt.Errorf("wad %s: %w", w.Name, err)
 		}
-		streams = append(streams, s)
+		all = append(all, opened)
 	}
-	return streams, nil
+	return all, nil
 }
 
 // erase makes the disk unbootable, removes what was on it, and writes the new
@@ -166,8 +303,15 @@ func (r *Reimager) erase(ctx context.Context, plan *spec.Plan) error {
 
 // format makes all file systems at once.
 func format(ctx context.Context, plan *spec.Plan, log *slog.Logger) error {
+	return formatSome(ctx, plan, log, func(p spec.Placed) bool { return !p.Kept })
+}
+
+func formatSome(ctx context.Context, plan *spec.Plan, log *slog.Logger, which func(spec.Placed) bool) error {
 	g, ctx := errgroup.WithContext(ctx)
 	for _, p := range plan.Partitions {
+		if !which(p) {
+			continue
+		}
 		g.Go(func() error {
 			err := mkfs.Make(ctx, p.FileSystem, p.Device, mkfs.Options{Label: p.Label, UUID: p.UUID, SectorSize: plan.Disk.LogicalSector}, log)
 			if err != nil {
@@ -180,16 +324,24 @@ func format(ctx context.Context, plan *spec.Plan, log *slog.Logger) error {
 }
 
 // extract lays one wad down, with its progress on the consoles and at the server.
-func (r *Reimager) extract(ctx context.Context, w spec.Wad, stream *fetch.Stream, root string, i, n int) error {
+func (r *Reimager) extract(ctx context.Context, w openedWad, root string, i, n int) error {
 	name := w.Name
 	if n > 1 {
 		name = fmt.Sprintf("%s (%d of %d)", w.Name, i+1, n)
 	}
 	bar := r.Screen.Progress(name, w.Size, r.progressEvents())
 	defer bar.End()
-	stats, err := wad.Extract(ctx, io.TeeReader(stream, bar), filepath.Join(root, w.Mount), wad.Options{Log: r.Log, Overlay: w.Overlay})
+	at, o := filepath.Join(root, w.Mount), wad.Options{Log: r.Log, Overlay: w.Overlay}
+	var stats wad.Stats
+	var err error
+	if w.indexed != nil {
+		o.Moved = func(bytes int64) { bar.Add(uint64(bytes)) }
+		stats, err = w.indexed.Extract(ctx, at, o)
+	} else {
+		stats, err = wad.Extract(ctx, io.TeeReader(w.plain, bar), at, o)
+	}
 	bar.End()
-	if err := errors.Join(err, stream.Close()); err != nil {
+	if err := errors.Join(err, w.Close()); err != nil {
 		return fmt.Errorf("wad %s: %w", w.Name, err)
 	}
 	r.Log.Info("extracted", "wad", w.Name, "entries", stats.Entries, "bytes", spec.Size(stats.Bytes).String())
@@ -217,12 +369,14 @@ func (r *Reimager) runSteps(ctx context.Context, m *spec.Manifest, plan *spec.Pl
 			byUUID[p.UUID] = p.Device
 		}
 	}
+	esps := append(mountedESPs(plan), spec.Placed{}) // or none
 	summary, err := chroot.Run(ctx, chroot.Options{
 		Root: root, Helper: spec.ImageChrootHelper, Log: r.Log, Keys: keys, ByUUID: byUUID,
 		Job: chroot.Job{
-			Host: m.Host, System: m.System, Steps: steps,
+			Host: m.Host, System: m.System, Steps: steps, Own: r.own,
 			Disk: plan.Disk.Device, Firmware: plan.Firmware, Table: plan.Table,
 			RootUUID: rootPart.UUID, RootPartUUID: rootPart.PartUUID,
+			ESP:      esps[0].Mount,
 			BootUUID: bootPart.UUID, BootFS: bootPart.FileSystem, BootPath: strings.TrimSuffix(within(bootPart, "/boot"), "/"),
 		},
 		OnResult: func(result chroot.Result) {
@@ -277,7 +431,12 @@ func readBootFiles(tree *os.Root, s chroot.Summary) (bootFiles, error) {
 }
 
 // commit makes the disk bootable. Everything else is on it, unmounted and flushed.
-func commit(plan *spec.Plan, b bootFiles) error {
+func commit(ctx context.Context, plan *spec.Plan, b bootFiles) error {
+	for _, p := range mountedESPs(plan) {
+		if err := esp.Commit(ctx, p); err != nil {
+			return err
+		}
+	}
 	if b.boot == nil {
 		return nil
 	}

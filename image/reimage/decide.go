@@ -16,6 +16,8 @@ type Installed struct {
 	// Whole says that the disk was committed: its boot code or loader is in
 	// place. Without it the stamp speaks of a system that cannot boot.
 	Whole bool
+
+	running bool // it is the system that this program runs in
 }
 
 // Decision is what to do with a PC that was booted Remote.
@@ -38,17 +40,17 @@ func refuse(format string, args ...any) error { return &Refusal{fmt.Errorf(forma
 
 // Decide says whether the target disk must be reimaged. It is a pure function
 // of the manifest, the chosen disk, and what is installed there (nil when
-// nothing of ours is). It refuses a manifest that is older than the system
-// that is installed: somebody replays it.
+// nothing of ours is). It refuses a manifest that is older than what is there: somebody
+// replays it, unless a person has said that it may take that one's place.
 func Decide(m *spec.Manifest, target spec.Disk, found *Installed, force bool) (Decision, error) {
 	switch {
 	case found == nil:
 		return Decision{Reason: fmt.Sprintf("%s carries no system of ours", target.Device)}, nil
+	case m.Serial < found.Stamp.Serial && m.Supersedes != found.Stamp.Serial:
+		return Decision{}, question(spec.AskSerial, "the manifest for %s (serial %d) is older than what the stamp on %s says of itself (serial %d): somebody replays an old manifest, or has changed the stamp. Where the manifest is the right one, run reassure release %s; for a site without a boot server, add {host: %s, serial: %d} to stamps in %s, and publish",
+			m.Host, m.Serial, target.Device, found.Stamp.Serial, m.Host, m.Host, found.Stamp.Serial, spec.AcceptedFile)
 	case !found.Whole:
 		return Decision{Reason: fmt.Sprintf("the system on %s was never finished", target.Device)}, nil
-	case m.Serial < found.Stamp.Serial:
-		return Decision{}, refuse("the manifest for %s (serial %d) is older than what is installed on %s (serial %d): publish again to go back to older software",
-			m.Host, m.Serial, target.Device, found.Stamp.Serial)
 	case force:
 		return Decision{Reason: "asked for by reassure.force on the kernel command line"}, nil
 	case found.Stamp.Host != m.Host:

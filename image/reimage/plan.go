@@ -16,8 +16,9 @@ import (
 // MakePlan says what a reimage of the target will do, in full. It is a pure
 // function of its arguments: the UUIDs of the new file systems come from
 // random. Whatever the manifest asks for that this PC cannot give is refused
-// here, before the first write.
-func MakePlan(m *spec.Manifest, facts spec.Facts, target spec.Disk, random io.Reader) (*spec.Plan, error) {
+// here, before the first write. found is what is installed on the target; nil is
+// nothing of ours.
+func MakePlan(m *spec.Manifest, facts spec.Facts, target spec.Disk, found *Installed, random io.Reader) (*spec.Plan, error) {
 	placed, err := disk.Place(facts.Firmware, m.Table, m.Partitions, target)
 	if err != nil {
 		return nil, &Refusal{fmt.Errorf("lay out %s: %w", target.Device, err)}
@@ -26,10 +27,21 @@ func MakePlan(m *spec.Manifest, facts spec.Facts, target spec.Disk, random io.Re
 	if err != nil {
 		return nil, err
 	}
+	var known map[string]string
+	if found != nil {
+		known = found.Stamp.Preserved
+	}
+	same, err := disk.Preserve(placed, m.Table, target, known, found != nil || target.Uncommitted)
+	if err != nil {
+		return nil, &Refusal{err}
+	}
+	if same != "" {
+		id = same
+	}
 	plan := &spec.Plan{
 		Host: m.Host, Profile: m.Profile, Digest: m.Digest,
 		Firmware: facts.Firmware, Disk: target, Table: m.Table, DiskID: id,
-		Partitions: placed, Wads: m.Wads, Finish: m.Finish,
+		Partitions: placed, Wads: m.Wads, Finish: m.Finish, Mode: spec.ReimageFull,
 	}
 	for _, f := range m.Files {
 		plan.Files = append(plan.Files, f.Path)
@@ -49,23 +61,33 @@ func MakePlan(m *spec.Manifest, facts spec.Facts, target spec.Disk, random io.Re
 	if _, _, err := expand(m, plan); err != nil {
 		return nil, &Refusal{fmt.Errorf("manifest of %s: %w", m.Host, err)}
 	}
-	if err := nameTaken(placed, target, facts.Disks); err != nil {
+	if err := NameTaken(placed, target, facts.Disks); err != nil {
 		return nil, &Refusal{err}
 	}
 	return plan, nil
 }
 
-// nameTaken refuses a label that another disk of this PC carries too: whatever
-// mounts by label could pick the wrong one.
-func nameTaken(placed []spec.Placed, target spec.Disk, disks []spec.Disk) error {
+// NameTaken refuses a label, or a UUID of a file system or a partition, that another
+// disk of this PC carries too: whatever mounts by it could pick the wrong one. It is
+// a pure function.
+func NameTaken(placed []spec.Placed, target spec.Disk, disks []spec.Disk) error {
+	same := func(a, b string) bool { return a != "" && strings.EqualFold(a, b) }
 	for _, d := range disks {
 		if d.Device == target.Device {
 			continue
 		}
-		for _, c := range d.Contents {
-			for _, p := range placed {
-				if p.Label != "" && p.Label == c.Label {
-					return fmt.Errorf("the label %q of partition %s is on %s too: change one of them", p.Label, p.Name, d)
+		for _, p := range placed {
+			for _, c := range d.Contents {
+				switch {
+				case p.Label != "" && p.Label == c.Label:
+					return fmt.Errorf("the label %q of partition %s is on %s too: change one of them, or take that disk out", p.Label, p.Name, d)
+				case same(p.UUID, c.UUID):
+					return fmt.Errorf("the UUID %s of the file system on partition %s is on %s too, which looks like a copy of %s: take that disk out, give its file system another UUID, or have this one laid down anew by mode: full", p.UUID, p.Name, d, target)
+				}
+			}
+			for _, e := range d.Partitions {
+				if same(p.PartUUID, e.PartUUID) {
+					return fmt.Errorf("the PARTUUID %s of partition %s is on %s too, which looks like a copy of %s: take that disk out, or have this one laid down anew by mode: full", p.PartUUID, p.Name, d, target)
 				}
 			}
 		}
@@ -142,31 +164,4 @@ func within(p spec.Placed, file string) string {
 		return path.Clean(file)
 	}
 	return path.Join("/", strings.TrimPrefix(path.Clean(file), p.Mount))
-}
-
-// Describe writes a plan for people, one line an item.
-func Describe(plan *spec.Plan) []string {
-	lines := []string{fmt.Sprintf("%s gets profile %s (software %s) on %s", plan.Host, plan.Profile, plan.Digest.Short(), plan.Disk)}
-	for _, c := range plan.Disk.Contents {
-		what := c.Kind
-		if c.Label != "" {
-			what += fmt.Sprintf(" %q", c.Label)
-		}
-		where := "the disk"
-		if c.Partition > 0 {
-			where = fmt.Sprintf("partition %d", c.Partition)
-		}
-		lines = append(lines, fmt.Sprintf("  lose   %s on %s", what, where))
-	}
-	for _, p := range plan.Partitions {
-		mount := p.Mount
-		if mount == "" {
-			mount = "-"
-		}
-		lines = append(lines, fmt.Sprintf("  make   %-15s %9s  %-5s on %s", p.Device, spec.Size(p.Length), p.FileSystem, mount))
-	}
-	for _, w := range plan.Wads {
-		lines = append(lines, fmt.Sprintf("  fetch  %s, %s, sha256 %s, into %s", w.Name, w.Size, w.SHA256.Short(), w.Mount))
-	}
-	return append(lines, fmt.Sprintf("  write  %d files, run %d steps", len(plan.Files), len(plan.Steps)))
 }

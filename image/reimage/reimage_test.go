@@ -56,13 +56,14 @@ func TestDecide(t *testing.T) {
 		return i
 	}
 	for _, c := range []struct {
-		name    string
-		order   string
-		force   bool
-		found   *Installed
-		keep    bool
-		reason  string
-		refused string
+		name       string
+		order      string
+		supersedes int64
+		force      bool
+		found      *Installed
+		keep       bool
+		reason     string
+		refused    string
 	}{
 		{name: "blank disk", reason: "no system of ours"},
 		{name: "up to date", found: installed(nil), keep: true, reason: "already up to date"},
@@ -73,16 +74,26 @@ func TestDecide(t *testing.T) {
 		{name: "another host's disk", found: installed(func(i *Installed) { i.Stamp.Host = "exp02" }), reason: "installed as exp02"},
 		{name: "ordered", order: "o1", found: installed(nil), reason: "order o1"},
 		{name: "order had", order: "o1", found: installed(func(i *Installed) { i.Stamp.Order = "o1" }), keep: true, reason: "already up to date"},
-		{name: "replayed", found: installed(func(i *Installed) { i.Stamp.Serial++ }), refused: "older than what is installed"},
-		{name: "replayed and forced", force: true, found: installed(func(i *Installed) { i.Stamp.Serial++ }), refused: "older than what is installed"},
+		{name: "order had, software changed since", order: "o1", found: installed(func(i *Installed) { i.Stamp.Order = "o1"; i.Stamp.Digest[0]++ }), reason: "software changed"},
+		{name: "another order had", order: "o2", found: installed(func(i *Installed) { i.Stamp.Order = "o1" }), reason: "order o2"},
+		{name: "order had, and none now", found: installed(func(i *Installed) { i.Stamp.Order = "o1" }), keep: true, reason: "already up to date"},
+		{name: "order cut short", order: "o1", found: installed(func(i *Installed) { i.Stamp.Order = "o1"; i.Whole = false }), reason: "never finished"},
+		{name: "order had by another host", order: "o1", found: installed(func(i *Installed) { i.Stamp.Order = "o1"; i.Stamp.Host = "exp02" }), reason: "installed as exp02"},
+		{name: "order had, and forced", order: "o1", force: true, found: installed(func(i *Installed) { i.Stamp.Order = "o1" }), reason: "reassure.force"},
+		{name: "replayed", found: installed(func(i *Installed) { i.Stamp.Serial++ }), refused: "older than what the stamp"},
+		{name: "replayed over what was never finished", found: installed(func(i *Installed) { i.Stamp.Serial++; i.Whole = false }), refused: "older than what the stamp"},
+		{name: "released by a person", supersedes: 1001, found: installed(func(i *Installed) { i.Stamp.Serial++; i.Stamp.Digest[0]++ }), reason: "software changed"},
+		{name: "another one released", supersedes: 1002, found: installed(func(i *Installed) { i.Stamp.Serial++ }), refused: "older than what the stamp"},
+		{name: "replayed and forced", force: true, found: installed(func(i *Installed) { i.Stamp.Serial++ }), refused: "older than what the stamp"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			m := manifest()
-			m.Order = c.order
+			m.Order, m.Supersedes = c.order, c.supersedes
 			d, err := Decide(m, target(), c.found, c.force)
 			if c.refused != "" {
 				var refusal *Refusal
-				if !errors.As(err, &refusal) || !strings.Contains(err.Error(), c.refused) {
+				var asks *Question
+				if !errors.As(err, &refusal) || !errors.As(err, &asks) || asks.Ask != spec.AskSerial || !strings.Contains(err.Error(), c.refused) {
 					t.Fatalf("error is %v; want a refusal with %q", err, c.refused)
 				}
 				return
@@ -97,7 +108,7 @@ func TestDecide(t *testing.T) {
 func TestPlan(t *testing.T) {
 	m := manifest()
 	facts := spec.Facts{Firmware: spec.BIOS, Disks: []spec.Disk{target()}}
-	plan, err := MakePlan(m, facts, target(), fixed())
+	plan, err := MakePlan(m, facts, target(), nil, fixed())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -106,7 +117,19 @@ func TestPlan(t *testing.T) {
 		t.Fatal(err)
 	}
 	golden(t, "plan.json", append(text, '\n'))
-	golden(t, "plan.txt", []byte(strings.Join(Describe(plan), "\n")+"\n"))
+	// The server reads it, and must mean the same plan; and so must the next boot.
+	var read spec.Plan
+	if err := json.Unmarshal(text, &read); err != nil {
+		t.Fatal(err)
+	}
+	again, err := MakePlan(m, facts, target(), nil, rand.NewChaCha8([32]byte{2}))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if read.Sum() != plan.Sum() || again.Sum() != plan.Sum() || again.DiskID == plan.DiskID {
+		t.Errorf("the plan is %v, read by the server %v, made again %v", plan.Sum(), read.Sum(), again.Sum())
+	}
+	golden(t, "plan.txt", []byte(strings.Join(plan.Describe(), "\n")+"\n"))
 
 	files, steps, err := expand(m, plan)
 	if err != nil {
@@ -122,6 +145,14 @@ func TestPlan(t *testing.T) {
 }
 
 func TestPlanRefuses(t *testing.T) {
+	// fresh is the root partition as a plan from the same source of random bytes has it.
+	fresh := func() spec.Placed {
+		plan, err := MakePlan(manifest(), spec.Facts{Firmware: spec.BIOS}, target(), nil, fixed())
+		if err != nil {
+			t.Fatal(err)
+		}
+		return plan.Partitions[2]
+	}
 	for _, c := range []struct {
 		name  string
 		spoil func(m *spec.Manifest, f *spec.Facts, d *spec.Disk)
@@ -137,12 +168,18 @@ func TestPlanRefuses(t *testing.T) {
 		{"label on another disk", func(m *spec.Manifest, f *spec.Facts, d *spec.Disk) {
 			f.Disks = append(f.Disks, spec.Disk{Device: "/dev/sdb", Contents: []spec.Content{{Partition: 1, Kind: "ext4", Label: "root"}}})
 		}, `label "root"`},
+		{"UUID on another disk", func(m *spec.Manifest, f *spec.Facts, d *spec.Disk) {
+			f.Disks = append(f.Disks, spec.Disk{Device: "/dev/sdb", Serial: "COPY", Contents: []spec.Content{{Partition: 1, Kind: "ext4", UUID: fresh().UUID}}})
+		}, "serial COPY"},
+		{"PARTUUID on another disk", func(m *spec.Manifest, f *spec.Facts, d *spec.Disk) {
+			f.Disks = append(f.Disks, spec.Disk{Device: "/dev/sdb", Serial: "COPY", Partitions: []spec.Existing{{Number: 1, PartUUID: fresh().PartUUID}}})
+		}, "serial COPY"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			m, d := manifest(), target()
 			f := spec.Facts{Firmware: spec.BIOS, Disks: []spec.Disk{d}}
 			c.spoil(m, &f, &d)
-			_, err := MakePlan(m, f, d, fixed())
+			_, err := MakePlan(m, f, d, nil, fixed())
 			var refusal *Refusal
 			if !errors.As(err, &refusal) || !strings.Contains(err.Error(), c.want) {
 				t.Errorf("error is %v; want a refusal with %q", err, c.want)

@@ -62,6 +62,8 @@ type Lab struct {
 	Hosts []Peer
 	// Interface is the server's network card, where one was named.
 	Interface string
+	// EFI is what PCs with UEFI load first, a file of the TFTP root.
+	EFI string
 }
 
 // Peer is a host as every template may know it. Addresses are text, empty where
@@ -77,14 +79,14 @@ type Peer struct {
 
 // Site is a site's part of an inventory.
 type Site struct {
-	URL, Server, Network, Gateway, Domain string
-	DNS, NTP                              []string
+	URL, BootURL, Server, Network, Gateway, Domain string
+	DNS, NTP                                       []string
 }
 
 // NewSite and NewPeers give an inventory's parts the form that templates see.
 func NewSite(s spec.Site) Site {
 	site := Site{
-		URL: s.URL, Server: address(s.Server), Network: s.Network.Masked().String(),
+		URL: s.URL, BootURL: s.Plain(), Server: address(s.Server), Network: s.Network.Masked().String(),
 		Gateway: address(s.Gateway), Domain: s.Domain, NTP: s.NTP,
 	}
 	for _, a := range s.DNS {

@@ -2,7 +2,9 @@
 // JSON, one object in one POST. Posting never waits and never fails: a server
 // that is away must not stop a reimage. Events wait in a short queue, where
 // newer progress replaces older; what decides a host's state (start, failure,
-// done, up to date) is tried again and is the last to be dropped.
+// done, up to date) is tried again and is the last to be dropped. The log lines of
+// an event that is dropped, or that did not get through, go with the next one, so
+// that the server's log has them in order, up to a limit.
 package report
 
 import (
@@ -19,6 +21,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"reassure/image/fetch"
 	"reassure/image/spec"
 )
 
@@ -27,8 +30,13 @@ type Options struct {
 	// Host and MAC go into events that have none.
 	Host string
 	MAC  spec.MAC
+	// Token, when set, goes with every POST as a bearer token, to the server of the
+	// client's address and to no other.
+	Token string
 	// HTTP does the posting; nil means a client of its own.
 	HTTP *http.Client
+	// TLS is for HTTPS where HTTP is nil; nil is what the system trusts.
+	TLS fetch.DialTLS
 	// Timeout limits one POST; 0 means 5 seconds.
 	Timeout time.Duration
 	// Tries is how often an event that decides a state is tried, with pauses
@@ -48,7 +56,10 @@ type Client struct {
 	ctx     context.Context
 	cancel  context.CancelFunc
 
+	forbidden bool // run's: the server does not take the token
+
 	mu      sync.Mutex
+	lines   []string // of events that did not get through, for the next
 	queue   []spec.Event
 	busy    bool          // an event has left the queue and is being posted
 	idle    chan struct{} // closed and replaced whenever the client has nothing to do
@@ -63,7 +74,12 @@ func New(url string, options Options) *Client {
 		return nil
 	}
 	if options.HTTP == nil {
-		options.HTTP = &http.Client{Transport: &http.Transport{MaxIdleConns: 1, IdleConnTimeout: time.Minute}}
+		options.HTTP = &http.Client{Transport: &http.Transport{MaxIdleConns: 1, IdleConnTimeout: time.Minute, DialTLSContext: options.TLS}}
+	}
+	if options.Token != "" {
+		careful := *options.HTTP
+		careful.CheckRedirect = fetch.SameServer
+		options.HTTP = &careful
 	}
 	if options.Timeout == 0 {
 		options.Timeout = 5 * time.Second
@@ -81,6 +97,19 @@ func New(url string, options Options) *Client {
 	c.ctx, c.cancel = context.WithCancel(context.Background())
 	go c.run()
 	return c
+}
+
+// maxLines is how many log lines an event is sent with, those included that
+// others before it could not deliver: about as many kibibytes at the most.
+const maxLines = 500
+
+// join returns log lines in order, the newest if there are too many.
+func join(earlier, later []string) []string {
+	all := append(append([]string(nil), earlier...), later...)
+	if n := len(all) - maxLines; n > 0 {
+		all = append([]string{fmt.Sprintf("(%d lines left out)", n+1)}, all[n+1:]...)
+	}
+	return all
 }
 
 // Post queues an event and returns at once. Host, MAC, Time and Uptime are
@@ -106,12 +135,14 @@ func (c *Client) Post(e spec.Event) {
 	// Progress is only worth its latest state.
 	if n := len(c.queue); n > 0 && e.Kind == spec.EventProgress {
 		if last := &c.queue[n-1]; last.Kind == e.Kind && last.Phase == e.Phase && last.Text == e.Text {
+			e.Log = join(last.Log, e.Log)
 			*last = e
 			return
 		}
 	}
 	if len(c.queue) >= c.options.Queue {
-		c.makeRoom()
+		lines := c.makeRoom()
+		e.Log = join(lines, e.Log)
 	}
 	c.queue = append(c.queue, e)
 	select {
@@ -120,16 +151,23 @@ func (c *Client) Post(e spec.Event) {
 	}
 }
 
-// makeRoom drops the oldest event that matters least.
-func (c *Client) makeRoom() {
+// makeRoom drops the oldest event that matters least. Its log lines go to the one
+// after it, or, when it was the last, are returned.
+func (c *Client) makeRoom() (lines []string) {
 	drop := 0
 	for i, e := range c.queue {
 		if weight(e.Kind) < weight(c.queue[drop].Kind) {
 			drop = i
 		}
 	}
+	lines = c.queue[drop].Log
 	c.queue = append(c.queue[:drop], c.queue[drop+1:]...)
 	c.dropped++
+	if drop < len(c.queue) {
+		c.queue[drop].Log = join(lines, c.queue[drop].Log)
+		return nil
+	}
+	return lines
 }
 
 // weight orders kinds of events by how much their loss hurts.
@@ -207,20 +245,41 @@ func (c *Client) run() {
 			e := c.queue[0]
 			c.queue = c.queue[1:]
 			c.busy = true
+			e.Log, c.lines = join(c.lines, e.Log), nil
 			c.mu.Unlock()
-			c.send(e)
+			if c.send(e) == away {
+				c.mu.Lock()
+				c.lines = e.Log
+				c.mu.Unlock()
+			}
 		}
 	}
 }
 
-// errRefused is an answer that another try would not change.
-var errRefused = errors.New("refused")
+// errRefused is an answer that another try would not change, errToken one that
+// means the token.
+var (
+	errRefused = errors.New("refused")
+	errToken   = errors.New("the server no longer takes the token of this boot, because a newer boot of this PC has replaced it or too much time has passed")
+)
 
-func (c *Client) send(e spec.Event) {
+// outcome is how the posting of an event ended.
+type outcome int
+
+const (
+	over outcome = iota // taken, or refused so that it is no use to keep its lines
+	away                // the server could not be asked
+)
+
+// send posts an event.
+func (c *Client) send(e spec.Event) outcome {
+	if c.forbidden {
+		return over
+	}
 	body, err := json.Marshal(e)
 	if err != nil {
 		c.options.Log.Warn("an event cannot be written as JSON", "kind", e.Kind, "error", err)
-		return
+		return over
 	}
 	tries, pause := 1, 500*time.Millisecond
 	if deciding(e.Kind) {
@@ -228,16 +287,25 @@ func (c *Client) send(e spec.Event) {
 	}
 	for i := 1; ; i++ {
 		if err = c.post(body); err == nil {
-			return
+			return over
 		}
-		if i >= tries || errors.Is(err, errRefused) {
+		if errors.Is(err, errToken) {
+			c.forbidden = true
+			c.options.Log.Warn("no more is reported", "error", err)
+			return over
+		}
+		refused := errors.Is(err, errRefused)
+		if i >= tries || refused {
 			c.options.Log.Warn("an event did not reach the server", "kind", e.Kind, "error", err)
-			return
+			if refused {
+				return over
+			}
+			return away
 		}
 		select {
 		case <-time.After(pause):
 		case <-c.ctx.Done():
-			return
+			return away
 		}
 		pause *= 2
 	}
@@ -251,6 +319,7 @@ func (c *Client) post(body []byte) error {
 		return fmt.Errorf("%w: %w", errRefused, err)
 	}
 	request.Header.Set("Content-Type", "application/json")
+	fetch.Authorize(request, c.options.Token)
 	response, err := c.options.HTTP.Do(request)
 	if err != nil {
 		return err
@@ -263,6 +332,8 @@ func (c *Client) post(body []byte) error {
 		return nil
 	case code/100 == 5 || code == http.StatusRequestTimeout || code == http.StatusTooManyRequests:
 		return fmt.Errorf("%s: %s", c.url, response.Status)
+	case c.options.Token != "" && (code == http.StatusUnauthorized || code == http.StatusForbidden):
+		return fmt.Errorf("%w: %s: %s", errToken, c.url, response.Status)
 	default:
 		return fmt.Errorf("%w: %s: %s", errRefused, c.url, response.Status)
 	}

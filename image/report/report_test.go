@@ -10,6 +10,7 @@ import (
 	"log/slog"
 	"net/http"
 	"net/http/httptest"
+	"strconv"
 	"strings"
 	"sync"
 	"testing"
@@ -176,6 +177,112 @@ func TestRetries(t *testing.T) {
 			}
 		})
 	}
+}
+
+func TestTheTokenGoesToItsServerOnly(t *testing.T) {
+	shown := make(chan string, 2)
+	other := httptest.NewServer(http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) { shown <- r.Header.Get("Authorization") }))
+	defer other.Close()
+	site := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		shown <- r.Header.Get("Authorization")
+		http.Redirect(w, r, other.URL, http.StatusPermanentRedirect)
+	}))
+	defer site.Close()
+	c := New(site.URL, Options{Token: "s3cr3t"})
+	defer c.Close()
+	c.Post(spec.Event{Kind: spec.EventStart})
+	flush(t, c)
+	if first, second := <-shown, <-shown; first != "Bearer s3cr3t" || second != "" {
+		t.Errorf("the site was shown %q, another server %q", first, second)
+	}
+}
+
+func TestARefusedTokenIsToldOnce(t *testing.T) {
+	for _, code := range []int{http.StatusUnauthorized, http.StatusForbidden} {
+		s := newServer(t, nil, 204, code)
+		var log bytes.Buffer
+		c := New(s.URL, Options{Token: "s3cr3t", Log: slog.New(slog.NewTextHandler(&log, nil))})
+		defer c.Close()
+		for _, k := range []spec.EventKind{spec.EventStart, spec.EventPlan, spec.EventStep, spec.EventDone} {
+			c.Post(spec.Event{Kind: k})
+			flush(t, c)
+		}
+		if diff := cmp.Diff([]string{"start", "plan"}, s.kinds()); diff != "" {
+			t.Errorf("%d: events (-want +got):\n%s", code, diff)
+		}
+		if got := log.String(); strings.Count(got, "\n") != 1 || !strings.Contains(got, "token of this boot") || strings.Contains(got, "s3cr3t") {
+			t.Errorf("%d: log is %q", code, got)
+		}
+	}
+}
+
+func TestLogLinesAreNotLost(t *testing.T) {
+	lines := func(s *server) []string {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		var all []string
+		for _, e := range s.events {
+			all = append(all, string(e.Kind)+":"+strings.Join(e.Log, ","))
+		}
+		return all
+	}
+	t.Run("of a full queue", func(t *testing.T) {
+		gate := make(chan struct{})
+		s := newServer(t, gate)
+		c := New(s.URL, Options{Queue: 3})
+		defer c.Close()
+		c.Post(spec.Event{Kind: spec.EventStart})
+		for c.taken() {
+			time.Sleep(time.Millisecond)
+		}
+		// Into a queue of three: each drops the oldest phase before it.
+		c.Post(spec.Event{Kind: spec.EventFailure, Log: []string{"1"}})
+		for i := 2; i <= 6; i++ {
+			c.Post(spec.Event{Kind: spec.EventPhase, Log: []string{strconv.Itoa(i)}})
+		}
+		close(gate)
+		flush(t, c)
+		if diff := cmp.Diff([]string{"start:", "failure:1", "phase:2,3,4,5", "phase:6"}, lines(s)); diff != "" {
+			t.Errorf("events (-want +got):\n%s", diff)
+		}
+	})
+	t.Run("of one that did not get through", func(t *testing.T) {
+		s := newServer(t, nil, 503, 503, 204)
+		c := New(s.URL, Options{})
+		defer c.Close()
+		for i := 1; i <= 4; i++ {
+			c.Post(spec.Event{Kind: spec.EventPhase, Log: []string{strconv.Itoa(i)}})
+			flush(t, c)
+		}
+		if diff := cmp.Diff([]string{"phase:1", "phase:1,2", "phase:1,2,3", "phase:4"}, lines(s)); diff != "" {
+			t.Errorf("events (-want +got):\n%s", diff)
+		}
+	})
+	t.Run("but for what is too much", func(t *testing.T) {
+		s := newServer(t, nil, 503, 204)
+		c := New(s.URL, Options{})
+		defer c.Close()
+		c.Post(spec.Event{Kind: spec.EventPhase, Log: make([]string, maxLines)})
+		flush(t, c)
+		c.Post(spec.Event{Kind: spec.EventPhase, Log: []string{"last"}})
+		flush(t, c)
+		got := s.events[1].Log
+		if len(got) != maxLines || got[0] != "(2 lines left out)" || got[maxLines-1] != "last" {
+			t.Errorf("%d lines, from %q to %q", len(got), got[0], got[len(got)-1])
+		}
+	})
+	t.Run("nor sent again where they were refused", func(t *testing.T) {
+		s := newServer(t, nil, 413, 204)
+		c := New(s.URL, Options{})
+		defer c.Close()
+		for i := 1; i <= 2; i++ {
+			c.Post(spec.Event{Kind: spec.EventPhase, Log: []string{strconv.Itoa(i)}})
+			flush(t, c)
+		}
+		if diff := cmp.Diff([]string{"phase:1", "phase:2"}, lines(s)); diff != "" {
+			t.Errorf("events (-want +got):\n%s", diff)
+		}
+	})
 }
 
 func TestADeadServerStopsNobody(t *testing.T) {

@@ -3,6 +3,7 @@
 // A site is a folder:
 //
 //	site.yaml        the inventory: [spec.Inventory]
+//	accepted.yaml    disks that people have accepted: [spec.Accepted]; may be missing
 //	profiles/*.yaml  profiles: [spec.Profile]; the ready ones need not be here
 //	templates/       templates of the site's own, and those that replace ready ones of the same name
 //	wads/            wads
@@ -42,6 +43,7 @@ const (
 type Site struct {
 	Dir       string
 	Inventory spec.Inventory
+	Accepted  spec.Accepted
 
 	places   *conf.Places
 	profiles map[string]*profile
@@ -77,6 +79,9 @@ func Load(dir string) (*Site, error) {
 			wrong = append(wrong, s.places.At(fmt.Sprintf("hosts[%d].profile", i), err.Error()))
 		}
 	}
+	if err := s.loadAccepted(&wrong); err != nil {
+		return nil, err
+	}
 	wrong = append(wrong, s.secretVars()...)
 	if len(wrong) > 0 {
 		return nil, wrong
@@ -95,6 +100,51 @@ func (s *Site) loadInventory() error {
 	}
 	s.places, err = conf.Parse(file, data, &s.Inventory)
 	return err
+}
+
+// loadAccepted reads what people have accepted, if they have.
+func (s *Site) loadAccepted(wrong *conf.Errors) error {
+	file := filepath.Join(s.Dir, spec.AcceptedFile)
+	data, err := os.ReadFile(file)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	} else if err != nil {
+		return fmt.Errorf("site: %w", err)
+	}
+	places, err := conf.Parse(file, data, &s.Accepted)
+	if err != nil {
+		var mistakes conf.Errors
+		errors.As(err, &mistakes)
+		*wrong = append(*wrong, mistakes...)
+		return nil
+	}
+	// A name that is mistyped must not leave a disk unaccepted without a word.
+	known := func(at, name string) {
+		if _, err := s.Host(name); err != nil {
+			*wrong = append(*wrong, places.At(at+".host", err.Error()))
+		}
+	}
+	for i, d := range s.Accepted.Disks {
+		known(fmt.Sprintf("disks[%d]", i), d.Host)
+	}
+	for i, a := range s.Accepted.Stamps {
+		known(fmt.Sprintf("stamps[%d]", i), a.Host)
+	}
+	return nil
+}
+
+// accepted puts into a manifest what people have accepted for its host.
+func (r *resolving) accepted() {
+	for _, d := range r.Accepted.Disks {
+		if strings.EqualFold(d.Host, r.host.Name) {
+			r.m.Accepted = append(r.m.Accepted, d.ID())
+		}
+	}
+	for _, a := range r.Accepted.Stamps {
+		if strings.EqualFold(a.Host, r.host.Name) {
+			r.m.Supersedes = max(r.m.Supersedes, a.Serial)
+		}
+	}
 }
 
 // loadProfiles reads the profiles of the folder, and returns the names of those
@@ -185,6 +235,19 @@ func (s *Site) Host(name string) (*spec.Host, error) {
 	return nil, fmt.Errorf("there is no host %q in %s: there are %s", name, InventoryFile, strings.Join(names, ", "))
 }
 
+// Profile returns the profile of a host of the site.
+func (s *Site) Profile(host *spec.Host) *spec.Profile { return &s.profiles[host.Profile].Profile }
+
+// LocalBoot returns how a host goes on that is told Local; the host of no name is
+// any PC.
+func (s *Site) LocalBoot(name string) spec.LocalBoot {
+	local := s.Inventory.Site.LocalBoot
+	if host, err := s.Host(name); err == nil {
+		local = s.Profile(host).LocalBoot.Or(local)
+	}
+	return local.Or(spec.LocalBoot{})
+}
+
 // Template returns the text of a template: the site's, or the ready one.
 func (s *Site) Template(source string) (string, error) {
 	if !fs.ValidPath(source) {
@@ -226,11 +289,16 @@ func (s *Site) Resolve(ctx context.Context, name string, wads *Wads) (*spec.Mani
 			Disk: p.Disk, Table: p.Table, Partitions: p.Partitions,
 			Wads: []spec.Wad{}, Files: []spec.File{}, Steps: []spec.Step{},
 			Finish: p.Finish, OnFailure: p.OnFailure, Events: s.Inventory.Site.Events,
+			Mode: p.Mode, Keep: p.Keep, Runtime: p.Runtime, Approve: p.Approve, DryRun: p.DryRun, DebugShell: p.DebugShell,
 		},
+	}
+	if p.Runtime == nil {
+		r.m.Runtime = spec.DefaultRuntime()
 	}
 	if host.Disk != nil {
 		r.m.Disk = *host.Disk
 	}
+	r.accepted()
 	if err := r.wads(ctx, wads); err != nil {
 		return nil, err
 	}
@@ -275,7 +343,7 @@ func (r *resolving) wads(ctx context.Context, wads *Wads) error {
 			r.at(fmt.Sprintf("wads[%d].file", i), "%v", err)
 			continue
 		}
-		w := spec.Wad{Name: ref.File, Size: info.Size, SHA256: info.SHA256, Mount: ref.Mount, Overlay: ref.Overlay}
+		w := spec.Wad{Name: ref.File, Size: info.Size, SHA256: info.SHA256, Mount: ref.Mount, Overlay: ref.Overlay, Index: info.Index}
 		if w.Mount == "" {
 			w.Mount = "/"
 		}

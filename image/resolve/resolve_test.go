@@ -257,7 +257,7 @@ func TestMistakes(t *testing.T) {
 		{"two templates for a path", map[string]string{profile: tiny + "templates:\n- {path: /etc/a, source: hosts}\n- {path: /etc/a, source: fstab}\n"}, "gentoo-reassure.yaml:6: templates[1].path: templates[0] makes /etc/a already"},
 		{"variable missing in a template", map[string]string{"templates/fstab": "a\n{{.Vars.room}}\n"}, "templates/fstab:2: there is no variable room: set it in vars"},
 		{"told once", map[string]string{"templates/hosts": "{{.Vars.room}}\n"}, "(2 hosts: exp01, ...)"},
-		{"no such partition", map[string]string{"templates/fstab": "\n\n{{uuid \"home\"}}\n"}, `templates/fstab:3: {{uuid "home"}}: the profile has no partition "home": it has swap, root (host exp02)`},
+		{"no such partition", map[string]string{"templates/fstab": "\n\n{{uuid \"home\"}}\n"}, `templates/fstab:3: {{uuid "home"}}: the profile has no partition "home": it has efi, swap, root (host exp02)`},
 		{"variable missing in a step", step("- name: a\n  run:\n    command: [/bin/a, \"{{.Vars.room}}\"]\n"), "gentoo-reassure.yaml:7: steps[0].run.command[1]: there is no variable room"},
 		{"stdin template", step("- name: a\n  run:\n    command: [/bin/a]\n    stdin_template: nowhere\n"), `gentoo-reassure.yaml:8: steps[0].run.stdin_template: there is no template "nowhere"`},
 		{"rendered path", step("- name: one\n  remove: {paths: [/a]}\n- name: two\n  write: {path: '{{.Name}}/x', content: a}\n"), `gentoo-reassure.yaml:7: steps[1]: two: "exp01/x": write an absolute path`},
@@ -398,4 +398,32 @@ func TestWadsAreReadOnce(t *testing.T) {
 	put(t, filepath.Join(dir, digestsFile), "{damaged")
 	measure("six", true)
 	measure("six", false)
+}
+
+// TestLocalBoot has a site and one of its profiles say how PCs go on to their disks.
+func TestLocalBoot(t *testing.T) {
+	dir := site(t, map[string]string{
+		"site.yaml":            strings.Replace(siteYAML, "hosts:\n", "  local_boot: {bios: -1}\nhosts:\n", 1),
+		"profiles/debian.yaml": "table: mbr\npartitions: [{name: root, size: rest, filesystem: ext4, mount: /}]\nwads: [{file: wad.tar}]\nlocal_boot: {bios: disk, uefi: next}\n",
+	})
+	s, err := Load(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, want := range map[string]spec.LocalBoot{
+		"":      {BIOS: "-1", UEFI: "disk"},
+		"exp01": {BIOS: "-1", UEFI: "disk"},
+		"exp02": {BIOS: "disk", UEFI: "next"},
+	} {
+		if got := s.LocalBoot(name); got != want {
+			t.Errorf("%q: %+v, want %+v", name, got, want)
+		}
+	}
+	put(t, filepath.Join(dir, "site.yaml"), strings.Replace(siteYAML, "hosts:\n", "  local_boot: {bios: 7, uefi: shell}\nhosts:\n", 1))
+	_, err = Load(dir)
+	for _, want := range []string{`site.local_boot.bios: "7": write one of 0, 4, 5, -1, disk`, `site.local_boot.uefi: "shell": write one of disk, next`} {
+		if err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("%v, want %q", err, want)
+		}
+	}
 }

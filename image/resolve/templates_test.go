@@ -4,6 +4,7 @@ import (
 	"io/fs"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -94,7 +95,9 @@ templates:
 `
 	err := fs.WalkDir(templates.FS, ".", func(path string, e fs.DirEntry, err error) error {
 		folder, _, _ := strings.Cut(path, "/")
-		if err != nil || e.IsDir() || folder == "dhcp" || folder == "init" || folder == "profiles" || folder == "pxelinux" {
+		// Those that are not a host's files are tested where they are written.
+		others := []string{"dhcp", "grub", "init", "ipxe", "profiles", "pxelinux", "systemd"}
+		if err != nil || e.IsDir() || slices.Contains(others, folder) {
 			return err
 		}
 		if _, ok := known[path]; !ok {

@@ -17,6 +17,7 @@ import (
 	"github.com/google/renameio/v2"
 
 	"reassure/image/spec"
+	"reassure/image/wad"
 )
 
 // digestsFile is, in the wads folder, what the wads' digests were.
@@ -43,6 +44,8 @@ type WadInfo struct {
 	ModTime time.Time   `json:"mod_time"`
 	Inode   uint64      `json:"inode"`
 	SHA256  spec.Digest `json:"sha256"`
+	// Index is what binds the wad's index; nil if it has none.
+	Index *spec.WadIndex `json:"index,omitempty"`
 }
 
 // Path is where a wad's file is.
@@ -64,14 +67,14 @@ func (w *Wads) Measure(ctx context.Context, file string) (WadInfo, error) {
 	} else if err != nil {
 		return WadInfo{}, err
 	}
-	if kept, ok := w.known[file]; ok && same(kept, now) {
+	if kept, ok := w.known[file]; ok && same(kept, now) && (kept.Index != nil || !hasIndex(w.Path(file))) {
 		w.fresh[file] = true
 		return kept, nil
 	}
 	if w.Log != nil {
 		w.Log.Info("reading wad", "file", file, "size", now.Size)
 	}
-	if now.SHA256, err = digest(ctx, w.Path(file)); err != nil {
+	if now.SHA256, now.Index, err = digest(ctx, w.Path(file)); err != nil {
 		return WadInfo{}, err
 	}
 	if after, err := look(w.Path(file)); err != nil || !same(now, after) {
@@ -136,24 +139,73 @@ func look(path string) (WadInfo, error) {
 	return w, nil
 }
 
-func digest(ctx context.Context, path string) (spec.Digest, error) {
+// hasIndex says whether a wad has one, by its first bytes: one that was measured
+// before there were indexes is measured again.
+func hasIndex(path string) bool {
 	f, err := os.Open(path)
 	if err != nil {
-		return spec.Digest{}, err
+		return false
 	}
 	defer f.Close()
+	start := make([]byte, 64)
+	n, _ := io.ReadFull(f, start)
+	return wad.HasIndex(start[:n])
+}
+
+// digest reads a wad to its end. Of its index it reads every entry, so that a
+// damaged one is found here and not by the PCs.
+func digest(ctx context.Context, path string) (spec.Digest, *spec.WadIndex, error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return spec.Digest{}, nil, err
+	}
+	defer f.Close()
+	bound, err := index(f)
+	if err != nil {
+		return spec.Digest{}, nil, fmt.Errorf("the wad %s: %w", path, err)
+	}
+	if _, err := f.Seek(0, io.SeekStart); err != nil {
+		return spec.Digest{}, nil, fmt.Errorf("reading wad %s: %w", path, err)
+	}
 	hash := sha256.New()
 	buffer := make([]byte, 1<<20)
 	for {
 		if err := ctx.Err(); err != nil {
-			return spec.Digest{}, fmt.Errorf("reading wad %s: %w", path, err)
+			return spec.Digest{}, nil, fmt.Errorf("reading wad %s: %w", path, err)
 		}
 		n, err := f.Read(buffer)
 		hash.Write(buffer[:n])
 		if err == io.EOF {
-			return spec.Digest(hash.Sum(nil)), nil
+			return spec.Digest(hash.Sum(nil)), bound, nil
 		} else if err != nil {
-			return spec.Digest{}, fmt.Errorf("reading wad: %w", err)
+			return spec.Digest{}, nil, fmt.Errorf("reading wad: %w", err)
 		}
 	}
+}
+
+// index judges the index of a wad; nil is one that has none.
+func index(f *os.File) (*spec.WadIndex, error) {
+	head, err := wad.ReadHead(f)
+	if errors.Is(err, wad.ErrNoIndex) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	x, err := wad.ParseIndex(head)
+	if err != nil {
+		return nil, err
+	}
+	for _, err := range x.All() {
+		if err != nil {
+			return nil, err
+		}
+	}
+	if info, err := f.Stat(); err != nil {
+		return nil, err
+	} else if info.Size() != x.FileSize() {
+		return nil, fmt.Errorf("it has %d bytes, and by its index it should have %d: copy it again", info.Size(), x.FileSize())
+	}
+	bound := x.Bound()
+	return &bound, nil
 }

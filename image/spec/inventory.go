@@ -20,6 +20,9 @@ type Site struct {
 	// URL is where the published tree is served, as PCs see it
 	// ("http://172.30.0.5/reassure").
 	URL string `yaml:"url" json:"url"`
+	// BootURL is where boot loaders fetch what they fetch by HTTP, which is not to be
+	// HTTPS; empty is URL, or, where that is HTTPS, the same path at http://SERVER.
+	BootURL string `yaml:"boot_url" json:"boot_url,omitempty"`
 	// Server is the boot server's address, DHCP's next-server.
 	Server netip.Addr `yaml:"server" json:"server"`
 	// Network is the lab's network and prefix ("172.30.0.0/24").
@@ -31,8 +34,10 @@ type Site struct {
 	// Events is where PCs post what they do; empty means nowhere.
 	Events string `yaml:"events" json:"events,omitempty"`
 	// CommandLine goes to the reimager's kernel ("console=ttyS0,115200").
-	CommandLine string            `yaml:"command_line" json:"command_line,omitempty"`
-	Vars        map[string]string `yaml:"vars" json:"vars,omitempty"`
+	CommandLine string `yaml:"command_line" json:"command_line,omitempty"`
+	// LocalBoot is how PCs that are told Local go on; a profile's wins.
+	LocalBoot LocalBoot         `yaml:"local_boot" json:"local_boot,omitzero"`
+	Vars      map[string]string `yaml:"vars" json:"vars,omitempty"`
 }
 
 // Host is one PC.
@@ -49,6 +54,23 @@ type Host struct {
 	Vars map[string]string `yaml:"vars" json:"vars,omitempty"`
 }
 
+// Plain is where the published tree is by plain HTTP, for what anybody may have:
+// boot files and wads.
+func (s Site) Plain() string {
+	if s.BootURL != "" {
+		return s.BootURL
+	}
+	u, err := url.Parse(s.URL)
+	if err != nil || u.Scheme != "https" {
+		return s.URL
+	}
+	u.Scheme, u.Host = "http", s.Server.String()
+	if s.Server.Is6() {
+		u.Host = "[" + u.Host + "]"
+	}
+	return u.String()
+}
+
 // hostPattern is RFC 1123's rule for one label of a host name.
 var hostPattern = regexp.MustCompile(`^[A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?$`)
 
@@ -59,6 +81,12 @@ func (inv *Inventory) Validate() Problems {
 	s := inv.Site
 	ps.under("site.url", webAddress(s.URL, false))
 	ps.under("site.events", webAddress(s.Events, true))
+	ps.under("site.boot_url", webAddress(s.BootURL, true))
+	if plain, err := url.Parse(s.BootURL); err == nil && s.BootURL != "" {
+		if full, err := url.Parse(s.URL); err == nil && (plain.Scheme != "http" || strings.TrimRight(plain.Path, "/") != strings.TrimRight(full.Path, "/")) {
+			ps.addf("site.boot_url", "%q: write an http address with the path of url, %s", s.BootURL, full.Path)
+		}
+	}
 	if !s.Network.IsValid() {
 		ps.addf("site.network", "is missing: write the lab's network and prefix, such as 172.30.0.0/24")
 	}
@@ -71,6 +99,7 @@ func (inv *Inventory) Validate() Problems {
 	if strings.ContainsAny(s.CommandLine, "\r\n") {
 		ps.addf("site.command_line", "cannot hold a line end")
 	}
+	s.LocalBoot.validate(&ps, "site.local_boot")
 	names, macs, ips := map[string]int{}, map[string]int{}, map[string]int{}
 	for i, h := range inv.Hosts {
 		at := fmt.Sprintf("hosts[%d]", i)

@@ -43,7 +43,32 @@ type Manifest struct {
 	Steps      []Step      `json:"steps"`
 	Finish     Finish      `json:"finish,omitempty"`
 	OnFailure  OnFailure   `json:"on_failure"`
-	Events     string      `json:"events,omitempty"`
+	Mode       Reimage     `json:"mode,omitempty"`
+	Keep       []string    `json:"keep,omitempty"`
+	Runtime    []string    `json:"runtime,omitempty"`
+	// Errand, if there is one, is what this boot is for instead of a reimage.
+	Errand *Errand `json:"errand,omitempty"`
+	// Finished is the digest of the index of the finished tree that this PC
+	// reported last; zero where nobody remembers it.
+	Finished Digest `json:"finished,omitzero"`
+	// Accepted are the disks that are known to be this host's, or that a person has
+	// accepted: with one, no other disk is written to. Without any, a disk is written
+	// to that is blank or that carries a system of ours.
+	Accepted []DiskID `json:"accepted,omitempty"`
+	// Supersedes is the serial of a stamp that this manifest may replace though it is
+	// higher than its own: a person has said so.
+	Supersedes int64 `json:"supersedes,omitempty"`
+	// Approve is who says that a plan is right, and Approved the digest ([Plan.Sum]) of
+	// one that was found so.
+	Approve  Approval `json:"approve,omitempty"`
+	Approved Digest   `json:"approved,omitzero"`
+	// DebugShell lets reassure.shell on the kernel command line open a shell.
+	DebugShell bool `json:"debug_shell,omitempty"`
+	// DryRun ends the reimage before its first write.
+	DryRun bool `json:"dry_run,omitempty"`
+	// Events is where to post what is done; without a scheme it is relative to
+	// the base URL that the manifest came from. Empty is nowhere.
+	Events string `json:"events,omitempty"`
 }
 
 // Wad is a wad as a manifest binds it.
@@ -59,6 +84,14 @@ type Wad struct {
 	Mount  string `json:"mount"` // absolute
 	// Overlay wads may replace files of those before.
 	Overlay bool `json:"overlay,omitempty"`
+	// Index binds the table of contents of an indexed wad; nil is a plain one.
+	Index *WadIndex `json:"index,omitempty"`
+}
+
+// WadIndex is the start of an indexed wad's file, up to its first chunk.
+type WadIndex struct {
+	Size   Size   `json:"size"` // bytes
+	SHA256 Digest `json:"sha256"`
 }
 
 // File is a rendered template.
@@ -71,6 +104,24 @@ type File struct {
 	GID      int    `json:"gid"`
 	Volatile bool   `json:"volatile,omitempty"`
 }
+
+// Errand is what a person asked of a PC besides a reimage. It writes nothing to the disk.
+type Errand struct {
+	Kind ErrandKind `json:"kind"`
+	// ID tells this errand from others.
+	ID string `json:"id"`
+	// Exclude are patterns of what a capture leaves out; nil are the usual ones.
+	Exclude []string `json:"exclude,omitempty"`
+}
+
+// ErrandKind is what an errand is.
+type ErrandKind string
+
+// Kinds of errands.
+const (
+	Verify  ErrandKind = "verify"  // compare the disk with the manifest
+	Capture ErrandKind = "capture" // send the disk's system to the boot server, as a wad
+)
 
 // ParseManifest reads a manifest strictly and judges it. Unknown fields, other
 // schemas and anything after the JSON value are errors.
@@ -100,6 +151,20 @@ func ParseManifest(data []byte) (*Manifest, error) {
 		return nil, fmt.Errorf("manifest of %s: %w", m.Host, err)
 	}
 	return m, nil
+}
+
+// Marshal writes the manifest as it is published, having read it as the
+// reimager will.
+func (m *Manifest) Marshal() ([]byte, error) {
+	text, err := json.MarshalIndent(m, "", "  ")
+	if err != nil {
+		return nil, fmt.Errorf("manifest of %s: %w", m.Host, err)
+	}
+	text = append(text, '\n')
+	if _, err := ParseManifest(text); err != nil {
+		return nil, err
+	}
+	return text, nil
 }
 
 // Validate returns every problem of the manifest.
@@ -156,10 +221,31 @@ func (m *Manifest) Validate() Problems {
 		}
 	}
 	ps.under("", validateLayout(m.Disk, m.Table, m.Partitions))
+	ps.under("", validateMode(m.Mode, m.Keep, m.Runtime))
+	for i, w := range m.Wads {
+		ps.under(fmt.Sprintf("wads[%d].mount", i), reachable(w.Mount, m.Partitions))
+		if x := w.Index; x != nil && (x.Size == 0 || x.SHA256.IsZero() || x.Size >= w.Size) {
+			ps.addf(fmt.Sprintf("wads[%d].index", i), "has no digest, or a size that cannot be")
+		}
+	}
+	for i, f := range m.Files {
+		ps.under(fmt.Sprintf("files[%d].path", i), reachable(f.Path, m.Partitions))
+	}
 	ps.under("", validateSystem(m.System))
 	ps.under("", validateSteps(m.Steps, false))
 	ps.under("", validateEnd(m.Finish, m.OnFailure))
-	ps.under("events", webAddress(m.Events, true))
+	ps.under("", validateApproval(m.Approve))
+	for i, id := range m.Accepted {
+		if id.IsZero() {
+			ps.addf(fmt.Sprintf("accepted[%d]", i), "names no disk")
+		}
+	}
+	if m.Errand != nil {
+		oneOf(&ps, "errand.kind", string(m.Errand.Kind), string(Verify), string(Capture))
+	}
+	if strings.Contains(m.Events, "://") || strings.ContainsAny(m.Events, " \t\r\n\"") || strings.HasPrefix(m.Events, "/") {
+		ps.under("events", webAddress(m.Events, true))
+	}
 	return ps
 }
 
@@ -203,3 +289,16 @@ const SignatureSuffix = ".minisig"
 func URL(base, below string) string {
 	return strings.TrimRight(base, "/") + "/" + strings.TrimLeft(below, "/")
 }
+
+// Absolute returns an address of the manifest as an absolute one: what has no
+// scheme is below base.
+func Absolute(base, address string) string {
+	if strings.Contains(address, "://") {
+		return address
+	}
+	return URL(base, address)
+}
+
+// EventsFolder is where a boot server takes events, below the base URL: the host's
+// name or its card as MAC.PXE writes it follows.
+const EventsFolder = "events/"

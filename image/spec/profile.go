@@ -25,6 +25,26 @@ type Profile struct {
 	Steps      []Step      `yaml:"steps" json:"steps"`
 	Finish     Finish      `yaml:"finish" json:"finish"`
 	OnFailure  OnFailure   `yaml:"on_failure" json:"on_failure"`
+	// Mode is how a PC that has had this layout before is reimaged.
+	Mode Reimage `yaml:"mode" json:"mode,omitempty"`
+	// Keep are absolute paths of the installed system that a delta leaves as they
+	// are, with all below them: what the PC itself made and should have for good.
+	Keep []string `yaml:"keep" json:"keep,omitempty"`
+	// Runtime are absolute paths that change while a system runs (logs, caches): a
+	// delta resets them, and verify reports them apart. [] is none; left out, it
+	// is [DefaultRuntime].
+	Runtime []string `yaml:"runtime" json:"runtime,omitempty"`
+	// Rollout: "auto" has the boot server roll every change of the software out
+	// as soon as it reads it; empty waits for a person to say so.
+	Rollout string `yaml:"rollout" json:"rollout,omitempty"`
+	// LocalBoot is how these PCs go on when the boot server tells them Local.
+	LocalBoot LocalBoot `yaml:"local_boot" json:"local_boot,omitzero"`
+	// Approve is who says that a PC's plan is right before its first write.
+	Approve Approval `yaml:"approve" json:"approve,omitempty"`
+	// DebugShell lets reassure.shell on the kernel command line open a shell.
+	DebugShell bool `yaml:"debug_shell" json:"debug_shell,omitempty"`
+	// DryRun has PCs do all of a reimage but the writing.
+	DryRun bool `yaml:"dry_run" json:"dry_run,omitempty"`
 
 	// Vars are the profile's own variables for templates; a host's of the
 	// same name win.
@@ -33,6 +53,19 @@ type Profile struct {
 	// any PC on the network can fetch.
 	Secrets string `yaml:"secrets" json:"secrets,omitempty"`
 }
+
+// RolloutAuto is what [Profile.Rollout] may be.
+const RolloutAuto = "auto"
+
+// Reimage is how a disk gets its new content.
+type Reimage string
+
+// Ways to reimage. The zero value means ReimageAuto.
+const (
+	ReimageAuto  Reimage = "auto"  // delta where it can be, else full
+	ReimageDelta Reimage = "delta" // as auto; a disk that had this layout and cannot be had by delta is reported
+	ReimageFull  Reimage = "full"  // everything anew
+)
 
 // DiskRule says which of a PC's disks is the target. Every field that is set
 // must match; then Pick decides among those that do. The zero value takes the
@@ -55,10 +88,12 @@ type DiskRule struct {
 // Table is the kind of partition table.
 type Table string
 
-// Partition tables.
+// Partition tables. TableAuto is for profiles and manifests only; a PC has one of
+// the others: see [Manifest.For].
 const (
-	MBR Table = "mbr"
-	GPT Table = "gpt"
+	MBR       Table = "mbr"
+	GPT       Table = "gpt"
+	TableAuto Table = "auto"
 )
 
 // File systems that a profile may ask for.
@@ -97,7 +132,15 @@ type Partition struct {
 	Options []string `yaml:"options" json:"options,omitempty"`
 	// Bootable sets the active flag of an MBR, or the legacy boot bit of a GPT.
 	Bootable bool `yaml:"bootable" json:"bootable,omitempty"`
+	// Preserve keeps the partition's content, whatever else is done to the disk;
+	// it is made once, when the disk has no partition of this identity.
+	Preserve bool `yaml:"preserve" json:"preserve,omitempty"`
+	// Firmware is the one whose PCs have the partition; empty is both.
+	Firmware Firmware `yaml:"firmware" json:"firmware,omitempty"`
 }
+
+// IsESP says whether UEFI looks for boot loaders there.
+func (p Partition) IsESP() bool { return p.Kind() == TypeESP }
 
 // Kind returns the partition type: Type, or the usual one for its file system.
 func (p Partition) Kind() string {
@@ -199,6 +242,9 @@ func (p *Profile) Validate() Problems {
 	if p.Secrets != "" && p.Secrets != "public" {
 		ps.addf("secrets", "%q: leave it out, or write public", p.Secrets)
 	}
+	oneOf(&ps, "rollout", p.Rollout, "", RolloutAuto)
+	p.LocalBoot.validate(&ps, "local_boot")
+	ps.under("", validateApproval(p.Approve))
 	if len(p.Wads) == 0 {
 		ps.addf("wads", "there is none: a profile needs at least one wad to lay down")
 	}
@@ -217,6 +263,13 @@ func (p *Profile) Validate() Problems {
 		}
 	}
 	ps.under("", validateLayout(p.Disk, p.Table, p.Partitions))
+	ps.under("", validateMode(p.Mode, p.Keep, p.Runtime))
+	for i, w := range p.Wads {
+		ps.under(fmt.Sprintf("wads[%d].mount", i), reachable(w.Mount, p.Partitions))
+	}
+	for i, t := range p.Templates {
+		ps.under(fmt.Sprintf("templates[%d].path", i), reachable(t.Path, p.Partitions))
+	}
 	ps.under("", validateSystem(p.System))
 	ps.under("", validateSteps(p.Steps, true))
 	ps.under("", validateEnd(p.Finish, p.OnFailure))
@@ -240,61 +293,168 @@ func validateLayout(rule DiskRule, table Table, parts []Partition) Problems {
 	if rule.MaxSize != 0 && rule.MaxSize < rule.MinSize {
 		ps.addf("disk.max_size", "%v is below min_size %v", rule.MaxSize, rule.MinSize)
 	}
-	oneOf(&ps, "table", string(table), string(MBR), string(GPT))
+	oneOf(&ps, "table", string(table), string(TableAuto), string(MBR), string(GPT))
 	if len(parts) == 0 {
 		ps.addf("partitions", "there is none: name at least the one for /")
 	}
-	if table == MBR && len(parts) > 4 {
-		ps.addf("partitions", "an MBR holds four primary partitions, not %d: use table gpt", len(parts))
-	}
-	if table == GPT && len(parts) > 128 {
-		ps.addf("partitions", "a GPT holds 128 partitions, not %d", len(parts))
-	}
-	names, mounts, labels := map[string]int{}, map[string]int{}, map[string]int{}
-	rest, percent, bootable := -1, 0.0, -1
 	for i, p := range parts {
 		at := fmt.Sprintf("partitions[%d]", i)
 		if !partNamePattern.MatchString(p.Name) {
 			ps.addf(at+".name", "%q: use 1 to 36 letters, digits, dots, dashes and underscores", p.Name)
 		}
-		unique(&ps, at+".name", names, p.Name, i)
-		switch {
-		case p.Size.Rest && rest >= 0:
-			ps.addf(at+".size", "only one partition can have the rest; partitions[%d] has it already", rest)
-		case p.Size.Rest:
-			rest = i
-		case p.Size == Extent{}:
+		if p.Size == (Extent{}) {
 			ps.addf(at+".size", "is missing: write a size (512MiB), a share (25%%), or rest")
 		}
-		percent += p.Size.Percent
 		oneOf(&ps, at+".filesystem", p.FileSystem, Ext4, VFAT, Swap, XFS, Btrfs, None)
 		oneOf(&ps, at+".type", p.Type, "", TypeLinux, TypeSwap, TypeESP, TypeBIOSBoot, TypeFAT)
+		oneOf(&ps, at+".firmware", string(p.Firmware), "", string(BIOS), string(UEFI))
 		if most, ok := maxLabel[p.FileSystem]; ok && len(p.Label) > most {
 			ps.addf(at+".label", "%q is longer than the %d bytes that %s holds", p.Label, most, p.FileSystem)
 		}
-		if p.Label != "" {
-			unique(&ps, at+".label", labels, p.Label, i)
-		}
 		if p.Mount != "" {
 			ps.under(at+".mount", absolute(p.Mount, false))
-			unique(&ps, at+".mount", mounts, path.Clean(p.Mount), i)
 			if p.FileSystem == Swap || p.FileSystem == None {
 				ps.addf(at+".mount", "a partition with filesystem %s cannot be mounted", p.FileSystem)
 			}
 		}
+		if p.IsESP() {
+			switch {
+			case p.FileSystem != VFAT && slices.Contains([]string{Ext4, Swap, XFS, Btrfs, None}, p.FileSystem):
+				ps.addf(at+".filesystem", "%q: firmware reads vfat only on a partition of type %s", p.FileSystem, TypeESP)
+			case p.Mount == "/":
+				ps.addf(at+".mount", "a partition of type %s cannot be the root: mount it at /boot/efi", TypeESP)
+			}
+		}
+		if p.Preserve {
+			ps.under(at+".preserve", preservable(p))
+		}
+	}
+	if table != TableAuto && !slices.ContainsFunc(parts, func(p Partition) bool { return p.Firmware != "" }) {
+		ps.under("", validateTogether(table, parts, "", ""))
+		return ps
+	}
+	ps.under("", validateTogether(tableFor(table, parts, BIOS), parts, BIOS, "on a PC with a BIOS, "))
+	ps.under("", validateTogether(tableFor(table, parts, UEFI), parts, UEFI, "on a PC with UEFI, "))
+	return ps
+}
+
+// validateTogether judges the partitions that the PCs with a firmware have, beside
+// each other. An empty firmware is all of them; with begins what is said.
+func validateTogether(table Table, parts []Partition, firmware Firmware, with string) Problems {
+	var ps Problems
+	count := 0
+	names, mounts, labels := map[string]int{}, map[string]int{}, map[string]int{}
+	rest, percent, bootable := -1, 0.0, -1
+	for i, p := range parts {
+		at := fmt.Sprintf("partitions[%d]", i)
+		if !p.on(firmware) {
+			continue
+		}
+		count++
+		unique(&ps, at+".name", names, p.Name, i)
+		switch {
+		case p.Size.Rest && rest >= 0:
+			ps.addf(at+".size", "%sonly one partition can have the rest; partitions[%d] has it already", with, rest)
+		case p.Size.Rest:
+			rest = i
+		}
+		percent += p.Size.Percent
+		if p.Label != "" {
+			unique(&ps, at+".label", labels, p.Label, i)
+		}
+		if p.Mount != "" {
+			unique(&ps, at+".mount", mounts, path.Clean(p.Mount), i)
+		}
+		if p.Preserve && preservable(p) == nil && table == MBR && p.Label == "" {
+			ps.addf(at+".label", "%sis missing: on an MBR a partition to preserve is known by its file system's label", with)
+		}
 		if p.Bootable && bootable >= 0 {
-			ps.addf(at+".bootable", "only one partition can be bootable; partitions[%d] is already", bootable)
+			ps.addf(at+".bootable", "%sonly one partition can be bootable; partitions[%d] is already", with, bootable)
 		} else if p.Bootable {
 			bootable = i
 		}
 	}
+	if table == MBR && count > 4 {
+		ps.addf("partitions", "%san MBR holds four primary partitions, not %d: use table gpt", with, count)
+	}
+	if table == GPT && count > 128 {
+		ps.addf("partitions", "%sa GPT holds 128 partitions, not %d", with, count)
+	}
 	if percent > 100 {
-		ps.addf("partitions", "the shares add up to %g%%", percent)
+		ps.addf("partitions", "%sthe shares add up to %g%%", with, percent)
 	}
 	if _, ok := mounts["/"]; !ok && len(parts) > 0 {
-		ps.addf("partitions", "none is mounted at /")
+		ps.addf("partitions", "%snone is mounted at /", with)
 	}
 	return ps
+}
+
+// essential are folders of a system that a reimage must be able to write to.
+var essential = [...]string{"/", "/bin", "/boot", "/boot/efi", "/dev", "/etc", "/lib", "/lib64", "/proc", "/root", "/run", "/sbin", "/sys", "/usr", "/var"}
+
+// preservable says why a partition cannot be preserved.
+func preservable(p Partition) Problems {
+	switch {
+	case p.Kind() == TypeESP || p.Kind() == TypeBIOSBoot || p.Kind() == TypeSwap:
+		return Problems{{Text: fmt.Sprintf("a partition of type %s is made anew always: leave preserve out", p.Kind())}}
+	case slices.Contains(essential[:], p.Mount):
+		return Problems{{Text: fmt.Sprintf("%s is part of the system, which every reimage writes: preserve a partition for data only, such as one at /data", p.Mount)}}
+	}
+	return nil
+}
+
+// reachable says that a path is on a partition that may be preserved: nobody
+// looks into such a one during a reimage.
+func reachable(p string, parts []Partition) Problems {
+	for _, q := range parts {
+		if q.Preserve && q.Mount != "" && (p == q.Mount || strings.HasPrefix(p, q.Mount+"/")) {
+			return Problems{{Text: fmt.Sprintf("%q is on partition %s, which is preserved: nothing is written there, so put it elsewhere", p, q.Name)}}
+		}
+	}
+	return nil
+}
+
+// validateMode judges what profiles and manifests say of deltas.
+func validateMode(mode Reimage, keep, runtime []string) Problems {
+	var ps Problems
+	oneOf(&ps, "mode", string(mode), "", string(ReimageAuto), string(ReimageDelta), string(ReimageFull))
+	for _, list := range []struct {
+		key   string
+		paths []string
+	}{{"keep", keep}, {"runtime", runtime}} {
+		for i, p := range list.paths {
+			at := fmt.Sprintf("%s[%d]", list.key, i)
+			ps.under(at, absolute(p, false))
+			switch {
+			case p == "/":
+				ps.addf(at, "is the whole system")
+			case list.key == "keep" && slices.Contains(essential[:], p):
+				ps.addf(at, "%q is part of the system, which every reimage writes: name files or folders below it", p)
+			}
+		}
+	}
+	return ps
+}
+
+func validateApproval(a Approval) Problems {
+	var ps Problems
+	oneOf(&ps, "approve", string(a), "", string(ApproveAuto), string(ApproveSame), string(ApproveAsk))
+	return ps
+}
+
+// DefaultRuntime is [Profile.Runtime] where a profile does not say: what every
+// system of the kinds that we know changes by running.
+func DefaultRuntime() []string {
+	return []string{
+		"/var/log", "/var/cache", "/var/tmp", "/tmp", "/run",
+		"/var/lib/systemd",                  // random seed, timers, backlights, catalogue, core dumps
+		"/var/lib/dbus", "/var/lib/urandom", // machine ID and random seed, the older way
+		"/var/lib/misc", "/var/spool", // OpenRC's random seed; mail and print jobs
+		"/var/lib/dhcp", "/var/lib/dhcpcd", "/var/lib/NetworkManager", // leases
+		"/var/lib/logrotate", "/var/lib/ntp", "/var/lib/chrony", // where they stand
+		"/etc/machine-id", "/etc/adjtime", "/etc/mtab", // written at the first boot, and with the clock
+		"/root/.bash_history", "/root/.cache",
+	}
 }
 
 func validateSystem(s System) Problems {

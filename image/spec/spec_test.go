@@ -194,6 +194,18 @@ func TestProfileValidate(t *testing.T) {
 		{"keymap", func(p *Profile) { p.System.Keymap = "us;rm" + " -rf" }, []string{"system.keymap"}},
 		{"finish", func(p *Profile) { p.Finish = "explode" }, []string{"finish"}},
 		{"failure", func(p *Profile) { p.OnFailure = OnFailure{Then: "cry", Retries: &minus} }, []string{"on_failure.then", "on_failure.retries"}},
+		{"mode", func(p *Profile) { p.Mode = "some" }, []string{"mode"}},
+		{"kept paths", func(p *Profile) { p.Keep = []string{"/etc/ssh", "/", "etc", "/usr"} }, []string{"keep[1]", "keep[2]", "keep[3]"}},
+		{"runtime paths", func(p *Profile) { p.Runtime = []string{"/etc", "/", "/a/../b"} }, []string{"runtime[1]", "runtime[2]"}},
+		{"preserved root", func(p *Profile) { p.Partitions[2].Preserve = true }, []string{"partitions[2].preserve"}},
+		{"preserved swap", func(p *Profile) { p.Partitions[1].Preserve = true }, []string{"partitions[1].preserve"}},
+		{"something laid down on what is preserved", func(p *Profile) {
+			p.Partitions[0].Mount, p.Partitions[0].Preserve = "/data", true
+			p.Wads[0].Mount, p.Templates[0].Path = "/data", "/data/x"
+		}, []string{"wads[0].mount", "templates[0].path"}},
+		{"preserved data", func(p *Profile) {
+			p.Partitions[0].Mount, p.Partitions[0].Preserve, p.Mode = "/data", true, ReimageDelta
+		}, nil},
 		{"no kind", func(p *Profile) { p.Steps = []Step{{Name: "x"}} }, []string{"steps[0]"}},
 		{"two kinds", func(p *Profile) {
 			p.Steps[0].Remove = &Remove{Paths: []string{"/x"}}
@@ -315,6 +327,9 @@ func TestParseManifest(t *testing.T) {
 		{"no digest", manifest(t, func(m map[string]any) { m["digest"] = "" }), "digest"},
 		{"old serial", manifest(t, func(m map[string]any) { m["serial"] = 0 }), "serial"},
 		{"no wad digest", manifest(t, func(m map[string]any) { m["wads"].([]any)[0].(map[string]any)["sha256"] = "" }), "wads[0].sha256"},
+		{"index larger than its wad", manifest(t, func(m map[string]any) {
+			m["wads"].([]any)[0].(map[string]any)["index"] = map[string]any{"size": "1TiB", "sha256": Sum(nil).String()}
+		}), "wads[0].index"},
 		{"file at the root", manifest(t, func(m map[string]any) { m["files"].([]any)[0].(map[string]any)["path"] = "/" }), "root folder"},
 		{"path with dots", manifest(t, func(m map[string]any) { m["files"].([]any)[0].(map[string]any)["path"] = "/etc/../../x" }), "files[0].path"},
 		{"boot loader not last", manifest(t, func(m map[string]any) {

@@ -40,6 +40,8 @@ const digestVersion = "reassure software 1"
 //	               failure is allowed, the limit decides whether the step has done its work
 //	serial         each publication has a new one
 //	order          asks for a reimage by itself; see [Stamp.UpToDate]
+//	mode, keep, runtime   how a disk gets what it has, and what it may have besides
+//	accepted, supersedes, approve, approved, dry_run, debug_shell   whether it is done, not what
 //	finish, on_failure, events   what the PC does around a reimage, not what it has after it
 func Digest(m *spec.Manifest) spec.Digest {
 	var text bytes.Buffer

@@ -38,6 +38,9 @@ type Stamp struct {
 	Finished time.Time `json:"finished"`
 	// DiskSerial is the serial number of the disk, which tells a clone from the original.
 	DiskSerial string `json:"disk_serial,omitempty"`
+	// Preserved are the identities of the partitions that every reimage leaves as they
+	// are, by their names in the profile.
+	Preserved map[string]string `json:"preserved,omitempty"`
 	// Image is the version of the image that did it.
 	Image string `json:"image"`
 }

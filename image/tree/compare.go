@@ -116,29 +116,18 @@ func readEntry(path string) (*found, *unix.Stat_t, error) {
 		return nil, nil, &os.PathError{Op: "lstat", Path: path, Err: err}
 	}
 	f := &found{Entry: Entry{
-		Mode: st.Mode & 0o7777, UID: st.Uid, GID: st.Gid,
+		Kind: kindOf(st.Mode), Mode: st.Mode & 0o7777, UID: st.Uid, GID: st.Gid,
 		ModTime: time.Unix(st.Mtim.Unix()),
 	}}
 	var err error
-	switch st.Mode & unix.S_IFMT {
-	case unix.S_IFREG:
-		f.Kind, f.size = Regular, st.Size
+	switch f.Kind {
+	case Regular:
+		f.size = st.Size
 		f.content, err = digest(path)
-	case unix.S_IFDIR:
-		f.Kind = Directory
-	case unix.S_IFLNK:
-		f.Kind = Symlink
+	case Symlink:
 		f.Target, err = os.Readlink(path)
-	case unix.S_IFCHR, unix.S_IFBLK:
-		f.Kind = CharDevice
-		if st.Mode&unix.S_IFMT == unix.S_IFBLK {
-			f.Kind = BlockDevice
-		}
+	case CharDevice, BlockDevice:
 		f.Major, f.Minor = unix.Major(st.Rdev), unix.Minor(st.Rdev)
-	case unix.S_IFIFO:
-		f.Kind = FIFO
-	case unix.S_IFSOCK:
-		f.Kind = Socket
 	}
 	if err != nil {
 		return nil, nil, err

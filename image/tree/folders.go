@@ -112,7 +112,7 @@ func (w *Writer) remember(path string, fd int) (*folder, error) {
 			unix.Close(fd)
 			return nil, fmt.Errorf("file system of folder %q: %w", path, err)
 		}
-		fat = fs.Type == unix.MSDOS_SUPER_MAGIC || fs.Type == unix.EXFAT_SUPER_MAGIC
+		fat = isFAT(&fs)
 		w.fat[st.Dev] = fat
 	}
 	f := &folder{fd: fd, inode: id, fat: fat, uses: 1}
@@ -152,4 +152,9 @@ func again(call func() (int, error)) (int, error) {
 			return n, err
 		}
 	}
+}
+
+// isFAT says whether a file system has no owners, modes or attributes.
+func isFAT(fs *unix.Statfs_t) bool {
+	return fs.Type == unix.MSDOS_SUPER_MAGIC || fs.Type == unix.EXFAT_SUPER_MAGIC
 }

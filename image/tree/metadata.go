@@ -116,10 +116,18 @@ func setTime(fd int, e *Entry) error {
 	if err != nil || times == nil {
 		return err
 	}
+	if err := setTimes(fd, times); err != nil {
+		return fmt.Errorf("set time %v: %w", e.ModTime, err)
+	}
+	return nil
+}
+
+// setTimes sets an open file's times.
+func setTimes(fd int, times *[2]unix.Timespec) error {
 	// utimensat(2): no path means the descriptor itself. x/sys has no call for it.
 	_, _, errno := unix.Syscall6(unix.SYS_UTIMENSAT, uintptr(fd), 0, uintptr(unsafe.Pointer(times)), 0, 0, 0)
 	if errno != 0 {
-		return fmt.Errorf("set time %v: %w", e.ModTime, errno)
+		return errno
 	}
 	return nil
 }

@@ -8,7 +8,11 @@
 // parents are resolved by openat2(2) as if the folder were the root of the
 // system, which is what they will be when the system runs.
 //
-// [Compare] says in what two trees differ.
+// [Check] compares a tree in which users had every right with what is expected
+// of it, and [Repair] makes it that, to the same end as if it had been made anew.
+//
+// [Compare] says in what two trees differ, simply and by itself, so that it can
+// judge the others.
 package tree
 
 import (

@@ -4,7 +4,9 @@ import (
 	"bufio"
 	"cmp"
 	"encoding/binary"
+	"errors"
 	"fmt"
+	"io"
 	"os"
 	"slices"
 	"strconv"
@@ -123,6 +125,68 @@ func (a acl) binary() []byte {
 	return out
 }
 
+// parseBinaryACL reads what the kernel's attribute holds.
+func parseBinaryACL(value []byte) (acl, error) {
+	if len(value) < 4 || (len(value)-4)%8 != 0 || binary.LittleEndian.Uint32(value) != aclXattrVersion {
+		return nil, errors.New("it is not an ACL as Linux keeps it")
+	}
+	var list acl
+	for e := range slices.Chunk(value[4:], 8) {
+		one := ace{tag: binary.LittleEndian.Uint16(e), perm: binary.LittleEndian.Uint16(e[2:]), id: binary.LittleEndian.Uint32(e[4:])}
+		switch one.tag {
+		case aclUser, aclGroup:
+		case aclUserObj, aclGroupObj, aclMask, aclOther:
+			one.id = aclUndefinedID
+		default:
+			return nil, fmt.Errorf("it has an entry of kind %#x, which Linux does not know", one.tag)
+		}
+		list = append(list, one)
+	}
+	return list, nil
+}
+
+// String is the ACL as pax records have it, with numbers for names.
+func (a acl) String() string {
+	var entries []string
+	for _, e := range a {
+		kind := map[uint16]string{aclUserObj: "user", aclUser: "user", aclGroupObj: "group", aclGroup: "group", aclMask: "mask", aclOther: "other"}[e.tag]
+		id := ""
+		if e.tag == aclUser || e.tag == aclGroup {
+			id = strconv.FormatUint(uint64(e.id), 10)
+		}
+		perm := []byte("---")
+		for i, letter := range []byte("rwx") {
+			if e.perm&(4>>i) != 0 {
+				perm[i] = letter
+			}
+		}
+		entries = append(entries, kind+":"+id+":"+string(perm))
+	}
+	return strings.Join(entries, ",")
+}
+
+// mode is the permission bits that a file with this ACL shows.
+func (a acl) mode() uint32 {
+	var mode uint32
+	var mask *uint16
+	for _, e := range a {
+		switch e.tag {
+		case aclUserObj:
+			mode |= uint32(e.perm&7) << 6
+		case aclGroupObj:
+			mode |= uint32(e.perm&7) << 3
+		case aclOther:
+			mode |= uint32(e.perm & 7)
+		case aclMask:
+			mask = &e.perm
+		}
+	}
+	if mask != nil {
+		mode = mode&^0o070 | uint32(*mask&7)<<3
+	}
+	return mode
+}
+
 // resolve puts numbers in place of names, by the tree's own passwd and group.
 func (a acl) resolve(users, groups map[string]uint32) error {
 	for i, e := range a {
@@ -154,7 +218,16 @@ func accounts(root *os.Root, path string) (map[string]uint32, error) {
 		return nil, fmt.Errorf("look up the names in ACLs: %w", err)
 	}
 	defer file.Close()
-	lines := bufio.NewScanner(file)
+	if table, err = parseAccounts(file); err != nil {
+		return nil, fmt.Errorf("read %s: %w", path, err)
+	}
+	return table, nil
+}
+
+// parseAccounts reads names and numbers from the lines of a passwd or group file.
+func parseAccounts(r io.Reader) (map[string]uint32, error) {
+	table := map[string]uint32{}
+	lines := bufio.NewScanner(r)
 	for lines.Scan() {
 		if fields := strings.SplitN(lines.Text(), ":", 4); len(fields) == 4 {
 			if id, err := strconv.ParseUint(fields[2], 10, 32); err == nil {
@@ -163,7 +236,7 @@ func accounts(root *os.Root, path string) (map[string]uint32, error) {
 		}
 	}
 	if err := lines.Err(); err != nil {
-		return nil, fmt.Errorf("look up the names in ACLs: read %s: %w", path, err)
+		return nil, fmt.Errorf("look up the names in ACLs: %w", err)
 	}
 	return table, nil
 }

@@ -12,6 +12,7 @@ import (
 	"runtime"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -24,11 +25,31 @@ import (
 // returns nil only if every entry was made and wire ended with io.EOF after
 // nothing but zeros: a reader that withholds io.EOF until it has verified what
 // it gave is thus asked for its judgement. An error of wire is returned before
-// any other, because it explains the others. Nothing is synced.
+// any other, because it explains the others. What was written is on its way to
+// the disk, but nobody has waited for the last of it: sync.
 //
 // After an error the tree is of no use. A goroutine may then still wait in
 // wire.Read until that returns: close wire, or end its context.
 func Extract(ctx context.Context, wire io.Reader, root string, o Options) (Stats, error) {
+	return unpack(ctx, root, o, func(ctx context.Context) (input, error) { return readAhead(ctx, wire), nil })
+}
+
+// input is an archive, decompressed.
+type input interface {
+	io.Reader
+	// served is how many bytes were read.
+	served() int64
+	// ended says whether the reader was told of the end.
+	ended() bool
+	// failed is what was wrong with the data below the archive, if that is what
+	// ended it.
+	failed() error
+	// close leaves nothing running but what waits for the wire.
+	close()
+}
+
+// unpack extracts what open opens.
+func unpack(ctx context.Context, root string, o Options, open func(context.Context) (input, error)) (Stats, error) {
 	if o.Log == nil {
 		o.Log = slog.New(slog.DiscardHandler)
 	}
@@ -40,9 +61,14 @@ func Extract(ctx context.Context, wire io.Reader, root string, o Options) (Stats
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 
+	in, err := open(ctx)
+	if err != nil {
+		return Stats{}, err
+	}
+	defer in.close()
 	x := &extraction{
 		Options: o, ctx: ctx, tree: w,
-		in:      readAhead(ctx, wire),
+		in:      in,
 		global:  globals{},
 		writers: startWriters(ctx, cancel, o.Workers, o.MemoryLimit),
 	}
@@ -50,6 +76,7 @@ func Extract(ctx context.Context, wire io.Reader, root string, o Options) (Stats
 	if err != nil {
 		cancel(err)
 	}
+	x.flusher.Wait()
 	// Whatever failed first is the cause of what failed after it.
 	if first := x.writers.wait(); first != nil {
 		err = first
@@ -69,7 +96,7 @@ type extraction struct {
 	Options
 	ctx     context.Context
 	tree    *tree.Writer
-	in      *ahead
+	in      input
 	writers *writers
 	global  globals
 	late    []lateACL
@@ -77,6 +104,30 @@ type extraction struct {
 	stats    Stats
 	reported time.Time
 	stripped bool // said so
+
+	flusher  sync.WaitGroup
+	flushing atomic.Bool
+	flushed  spec.Size // of stats.Bytes, when it last began
+}
+
+// flushEvery is how many bytes of content are written between two flushes: each
+// has the file system commit its journal and the disk empty its cache.
+const flushEvery = 256 * spec.MiB
+
+// flush has what was written so far go to the disk meanwhile. The kernel by
+// itself keeps a tenth of the memory back, so that on a PC with 16 GiB the disk
+// would be idle until most wads are decompressed.
+func (x *extraction) flush() {
+	if x.stats.Bytes-x.flushed < flushEvery || !x.flushing.CompareAndSwap(false, true) {
+		return
+	}
+	x.flushed = x.stats.Bytes
+	x.flusher.Go(func() {
+		defer x.flushing.Store(false)
+		if err := x.tree.Flush(); err != nil {
+			x.writers.cancel(err)
+		}
+	})
 }
 
 func (x *extraction) archive() error {
@@ -86,11 +137,11 @@ func (x *extraction) archive() error {
 		if err == io.EOF {
 			return x.end()
 		}
-		if err != nil && !errors.Is(err, tar.ErrInsecurePath) {
-			return x.unreadable(err)
-		}
-		if x.ctx.Err() != nil {
+		if x.ctx.Err() != nil && x.in.failed() == nil {
 			return context.Cause(x.ctx)
+		}
+		if err != nil && !errors.Is(err, tar.ErrInsecurePath) {
+			return unreadable(x.in, x.stats.Entries, err)
 		}
 		if h.Typeflag == tar.TypeXGlobalHeader {
 			if err := x.global.take(h); err != nil {
@@ -105,25 +156,23 @@ func (x *extraction) archive() error {
 			return &EntryError{h.Name, err}
 		}
 		x.stats.Entries++
+		x.flush()
 		x.report(false)
 	}
 }
 
-// unreadable explains why the next header could not be read.
-func (x *extraction) unreadable(err error) error {
-	if failure := x.in.failed(); failure != nil {
+// unreadable explains why the header after so many entries could not be read.
+func unreadable(in input, entries int, err error) error {
+	if failure := in.failed(); failure != nil {
 		return failure
 	}
-	if x.ctx.Err() != nil {
-		return context.Cause(x.ctx)
-	}
 	if errors.Is(err, io.ErrUnexpectedEOF) {
-		return fmt.Errorf("the wad is cut short after %d entries: %w", x.stats.Entries, err)
+		return fmt.Errorf("the wad is cut short after %d entries: %w", entries, err)
 	}
-	if x.stats.Entries == 0 && errors.Is(err, tar.ErrHeader) {
+	if entries == 0 && errors.Is(err, tar.ErrHeader) {
 		return fmt.Errorf("this is no wad, neither plain nor compressed: %w", err)
 	}
-	return fmt.Errorf("the wad is damaged after %d entries: %w", x.stats.Entries, err)
+	return fmt.Errorf("the wad is damaged after %d entries: %w", entries, err)
 }
 
 // end judges what comes after the last entry.
@@ -237,14 +286,14 @@ func (x *extraction) file(r *tar.Reader, h *tar.Header, e *tree.Entry) error {
 		if err != nil {
 			return err
 		}
-		before := x.in.served
+		before := x.in.served()
 		if _, err := io.ReadFull(r, p.data); err != nil {
 			p.release()
 			return err
 		}
 		left -= int64(len(p.data))
 		x.stats.Bytes += spec.Size(len(p.data))
-		if x.in.served == before && job.sparse {
+		if x.in.served() == before && job.sparse {
 			// Nothing was taken from the archive: all of this is a hole.
 			hole := int64(len(p.data))
 			p.release()
@@ -253,6 +302,7 @@ func (x *extraction) file(r *tar.Reader, h *tar.Header, e *tree.Entry) error {
 		if err := job.send(x.ctx, p); err != nil {
 			return err
 		}
+		x.flush()
 		x.report(false)
 	}
 	return nil
@@ -319,7 +369,7 @@ func startWriters(ctx context.Context, cancel context.CancelCauseFunc, workers i
 		workers = min(max(2, runtime.GOMAXPROCS(0)), 4)
 	}
 	if limit == 0 {
-		limit = 64 * spec.MiB
+		limit = 32 * spec.MiB
 	}
 	w := &writers{
 		ctx: ctx, cancel: cancel,

@@ -169,6 +169,15 @@ func TestAsTar(t *testing.T) {
 		{"bsdtar pax", "LC_ALL=C.UTF-8 bsdtar --format=pax --acls --xattrs -cf $A ."},
 		{"bsdtar gnutar", "bsdtar --format=gnutar --numeric-owner -cf $A ."},
 		{"bsdtar ustar", "bsdtar --format=ustar --numeric-owner --exclude='ddd*' --exclude=longlink --exclude=etc/group -cf $A . || test -s $A"},
+		{"bsdtar v7", "bsdtar --format=v7 --numeric-owner --exclude='ddd*' --exclude='dev*' --exclude=fifo --exclude=longlink --exclude=etc/group -cf $A . || test -s $A"},
+		{"bsdtar restricted pax", "bsdtar --format=paxr --no-acls --no-xattrs --no-fflags -cf $A ."},
+		{"cpio ustar", "find . ! -path './ddd*' ! -name longlink ! -path ./etc/group -print0 | cpio --quiet -0 -o -H ustar > $A"},
+		{"cpio tar", "find . ! -path './ddd*' ! -name longlink ! -path ./etc/group ! -name 'dev-*' ! -name fifo -print0 | cpio --quiet -0 -o -H tar > $A"},
+		{"busybox", "GLOBIGNORE='ddd*:longlink:etc'; busybox tar -cf $A *"},
+		{"old gnu", "tar --format=oldgnu --numeric-owner -cf $A ."},
+		{"old gnu sparse", "tar --format=oldgnu -S --numeric-owner -cf $A ."},
+		{"pax, all its own records", "tar --format=pax --acls --xattrs --xattrs-include='*' --sort=name --pax-option='comment=one,VENDOR.thing=two' -cf $A ."},
+		{"pax, a global header", "tar --format=pax --numeric-owner --pax-option='globexthdr.name=g,comment=all' -cf $A ."},
 		{"gnu incremental", "tar --listed-incremental=$A.snar --numeric-owner -cf $A ."},
 		{"gnu label", "tar -V label --numeric-owner -cf $A ."},
 		{"absolute names", "tar -P --numeric-owner --transform='s,^\\.,/,' -cf $A ."},
@@ -191,6 +200,9 @@ func TestAsTar(t *testing.T) {
 				t.Fatal(err)
 			}
 			compare(t, ours, theirs)
+			if strings.HasSuffix(test.pack, "-cf $A .") && !strings.Contains(test.pack, "--zstd") {
+				sameIndex(t, archive, ours) // once for each archive, however it is compressed
+			}
 			if stats.Entries < 300 || stats.Files == 0 || stats.Bytes < 30<<20 {
 				t.Errorf("stats: %+v", stats)
 			}
@@ -296,6 +308,15 @@ func listing(t testing.TB, root string) map[string]string {
 	return all
 }
 
+// asTar is what GNU tar makes of an archive, and what it says.
+func asTar(t *testing.T, archive []byte) (map[string]string, string) {
+	t.Helper()
+	cmd := exec.Command("tar", "-xpf", "-", "--numeric-owner")
+	cmd.Dir, cmd.Stdin = t.TempDir(), bytes.NewReader(archive)
+	said, _ := cmd.CombinedOutput() // what counts is what it made
+	return listing(t, cmd.Dir), string(said)
+}
+
 // Each attack and each odd archive: what is refused, naming the entry, and
 // what is made of the rest. Nothing may ever appear or change outside.
 func TestNames(t *testing.T) {
@@ -307,6 +328,7 @@ func TestNames(t *testing.T) {
 		wad     []member
 		want    files
 		refused string // name of the entry
+		tar     string // why GNU tar does otherwise; where it is empty, it must do the same
 	}{
 		{name: "dot dot", wad: []member{file("../evil", "x")}, refused: "../evil"},
 		{name: "dot dot inside", wad: []member{file("a/../../evil", "x")}, refused: "a/../../evil"},
@@ -318,9 +340,9 @@ func TestNames(t *testing.T) {
 		{name: "a file that is the root", wad: []member{file("./.", "x")}, refused: "./."},
 		{name: "through a link to outside", wad: []member{symlink("a", "../outside"), file("a/evil", "x")}, refused: "a/evil"},
 		{name: "through an absolute link to outside", wad: []member{symlink("a", "OUTSIDE"), file("a/evil", "x")}, refused: "a/evil"},
-		{name: "through a chain of links", wad: []member{symlink("a", "b"), symlink("b", ".."), file("a/evil", "x")}, want: files{"a": "-> b", "b": "-> ..", "evil": "x"}},
+		{name: "through a chain of links", wad: []member{symlink("a", "b"), symlink("b", ".."), file("a/evil", "x")}, want: files{"a": "-> b", "b": "-> ..", "evil": "x"}, tar: "it makes links that lead out at the very end"},
 		{name: "through links in circles", wad: []member{symlink("a", "b"), symlink("b", "a"), file("a/evil", "x")}, refused: "a/evil"},
-		{name: "over a link to a file outside", wad: []member{symlink("a", "OUTSIDE/secret"), file("a", "x")}, want: files{"a": "x"}},
+		{name: "over a link to a file outside", wad: []member{symlink("a", "OUTSIDE/secret"), file("a", "x")}, want: files{"a": "x"}, tar: "it makes links that lead out at the very end, over the later file"},
 		{name: "over a link that was there", overlay: true, before: []member{symlink("a", "OUTSIDE/secret")}, wad: []member{file("a", "x")}, want: files{"a": "x"}},
 		{name: "directory over a link to outside", wad: []member{symlink("a", "OUTSIDE"), folder("a"), file("a/f", "x")}, want: files{"a": "/", "a/f": "x"}},
 		{name: "overlay: directory over a link to outside", overlay: true, before: []member{symlink("a", "OUTSIDE")}, wad: []member{folder("a"), file("a/f", "x")}, want: files{"a": "/", "a/f": "x"}},
@@ -328,7 +350,7 @@ func TestNames(t *testing.T) {
 		{name: "hard link to an absolute name", wad: []member{hardLink("a", "OUTSIDE/secret")}, refused: "a"},
 		{name: "hard link through a link to outside", wad: []member{symlink("l", "OUTSIDE"), hardLink("a", "l/secret")}, refused: "a"},
 		{name: "hard link to a link to outside", wad: []member{symlink("l", "OUTSIDE/secret"), hardLink("a", "l")}, want: files{"l": "-> OUTSIDE/secret", "a": "-> OUTSIDE/secret"}},
-		{name: "writing over a hard link to a link", wad: []member{symlink("l", "OUTSIDE/secret"), hardLink("a", "l"), file("a", "x")}, want: files{"l": "-> OUTSIDE/secret", "a": "x"}},
+		{name: "writing over a hard link to a link", wad: []member{symlink("l", "OUTSIDE/secret"), hardLink("a", "l"), file("a", "x")}, want: files{"l": "-> OUTSIDE/secret", "a": "x"}, tar: "it makes links that lead out at the very end, over the later file"},
 		{name: "hard link to nothing", wad: []member{hardLink("a", "b")}, refused: "a"},
 		{name: "hard link to a directory", wad: []member{folder("d"), hardLink("a", "d")}, refused: "a"},
 		{name: "hard link to itself", wad: []member{file("a", "x"), hardLink("a", "a")}, want: files{"a": "x"}},
@@ -388,6 +410,12 @@ func TestNames(t *testing.T) {
 				}
 				if diff := cmp.Diff(test.want, listing(t, root)); diff != "" {
 					t.Errorf("tree (-want +got):\n%s", diff)
+				}
+				if len(test.before) == 0 {
+					theirs, said := asTar(t, pack(t, expand(test.wad)...))
+					if diff := cmp.Diff(test.want, theirs); (diff != "") != (test.tar != "") {
+						t.Errorf("GNU tar differs: %q; it makes (-ours +tar's):\n%s%s", test.tar, diff, said)
+					}
 				}
 			}
 			if diff := cmp.Diff(files{"secret": "untouched\n"}, listing(t, outside)); diff != "" {

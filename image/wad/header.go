@@ -33,6 +33,10 @@ type lateACL struct {
 	acl               acl
 }
 
+// maxFile is what ext4 can hold in one file, in bytes (16 TiB with blocks of
+// 4 KiB). A few bytes of a sparse file's map could ask for any size.
+const maxFile = 1 << 44
+
 // entry turns a tar header into an entry of the tree, without its kind.
 func entry(h *tar.Header) (*tree.Entry, []lateACL, error) {
 	path, err := tree.Clean(h.Name)
@@ -44,6 +48,9 @@ func entry(h *tar.Header) (*tree.Entry, []lateACL, error) {
 	}
 	if h.Devmajor < 0 || h.Devmajor > math.MaxUint32 || h.Devminor < 0 || h.Devminor > math.MaxUint32 {
 		return nil, nil, fmt.Errorf("no device on Linux has the numbers %d, %d", h.Devmajor, h.Devminor)
+	}
+	if h.Size > maxFile {
+		return nil, nil, fmt.Errorf("no file of %d bytes fits on a disk: at most %d TiB are accepted", h.Size, maxFile>>40)
 	}
 	e := &tree.Entry{
 		Path: path, Mode: uint32(h.Mode & 0o7777), UID: uint32(h.Uid), GID: uint32(h.Gid),

@@ -118,13 +118,13 @@ func xzDictionary(head []byte) int64 {
 
 // ahead decompresses on a goroutine of its own, a few chunks ahead of who reads.
 type ahead struct {
-	ctx    context.Context
-	ready  chan chunk
-	free   chan []byte
-	now    chunk
-	rest   []byte // of now
-	served int64  // bytes handed out
-	told   bool   // the end was reported
+	ctx   context.Context
+	ready chan chunk
+	free  chan []byte
+	now   chunk
+	rest  []byte // of now
+	count int64  // bytes handed out
+	told  bool   // the end was reported
 }
 
 type chunk struct {
@@ -223,15 +223,16 @@ func (a *ahead) Read(p []byte) (int, error) {
 	}
 	n := copy(p, a.rest)
 	a.rest = a.rest[n:]
-	a.served += int64(n)
+	a.count += int64(n)
 	return n, nil
 }
 
-// ended says whether the reader was told of the end.
+func (a *ahead) served() int64 { return a.count }
+
+func (a *ahead) close() {}
+
 func (a *ahead) ended() bool { return len(a.rest) == 0 && a.now.err == io.EOF && a.told }
 
-// failed is what was wrong with the data below the archive, if that is what
-// ended it.
 func (a *ahead) failed() error {
 	if a.now.err == io.EOF || len(a.rest) > 0 {
 		return nil

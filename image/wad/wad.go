@@ -1,10 +1,17 @@
-// Package wad extracts wads: tarballs of a whole operating system.
+// Package wad makes, reads and extracts wads: tarballs of a whole operating system.
+//
+// [Pack] and [PackFolder] make indexed ones; [Index] says what their format is,
+// and [Verify], [Diff] and [Open] look into them. [Tar] writes the archive alone.
 //
 // [Extract] reads a wad once, from its first byte to its last, and never needs
 // it on a disk. One goroutine decompresses, the caller's parses and makes
 // directories, links and devices in the archive's order, and several write
 // files, whose content they get in buffers that are used again. Memory is
 // bounded whatever the wad's size, but for a few dozen bytes for each entry.
+//
+// A [Remote] is an indexed wad on its servers: it is extracted likewise, each
+// chunk checked before it is decompressed, by all processors; and the content of
+// single members can be fetched by the chunks that hold it.
 //
 // # What is accepted
 //
@@ -38,13 +45,16 @@ type Options struct {
 	// Workers is how many files are written at a time; 0 is what was measured
 	// to be best on an ext4 file system.
 	Workers int
-	// MemoryLimit bounds the bytes of content in flight; 0 means 64 MiB. The
+	// MemoryLimit bounds the bytes of content in flight; 0 means 32 MiB. The
 	// decompressor's window comes on top: 8 MiB for zstd -19, up to 128 MiB
 	// for its --ultra levels, 64 MiB for xz -9.
 	MemoryLimit spec.Size
 	// Progress is called by the goroutine that called Extract, at most ten
 	// times a second and once at the end. It must not take long.
 	Progress func(Stats)
+	// Moved is called likewise with how many more of an indexed wad's own bytes
+	// were used; nil is nobody.
+	Moved func(bytes int64)
 	// Log is told of what was handled in an unusual way; nil means silence.
 	Log *slog.Logger
 }

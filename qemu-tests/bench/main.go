@@ -16,7 +16,7 @@
 //	BASELINE  folder of the same job done in shell (build.sh, run.sh), for
 //	          e2e.vs_shell; without it that figure is left out, with a note
 //
-// It needs root, and what "scripts/install-deps test" installs.
+// It needs root, and what "scripts/install-deps bench" installs.
 package main
 
 import (
@@ -83,6 +83,9 @@ type bench struct {
 }
 
 func run(ctx context.Context, args []string, stdout io.Writer) (err error) {
+	if len(args) > 0 && args[0] == "install" {
+		return installOnce(ctx, args[1:], stdout)
+	}
 	flags := flag.NewFlagSet("bench", flag.ContinueOnError)
 	out := flags.String("out", "out/bench.json", "write the figures to this `file`")
 	runs := flags.Int("runs", 5, "runs of each measurement; those that boot PCs make do with 3")
@@ -113,6 +116,11 @@ func run(ctx context.Context, args []string, stdout io.Writer) (err error) {
 	for _, m := range []measurement{
 		{[]string{"mkfs.ext4.2tib.seconds"}, (*bench).mkfs2TiB},
 		{[]string{"extract.plain.vs_tar"}, (*bench).extract},
+		{[]string{"wad.pack.vs_zstd", "wad.size.vs_zstd", "delta.none.vs_cat", "delta.1pct.bytes_ratio", "delta.1pct.vs_full_shaped", "dirty.vs_full_shaped"}, (*bench).deltas},
+		{[]string{"dirty.vs_rsync", "dirty.vs_casync", "install.vs_partclone"}, (*bench).others},
+		{[]string{"install.vs_limit", "install.vs_tar", "install.vs_tar_ram", "install.peak_memory.mib"}, (*bench).install},
+		{[]string{"install.large.vs_limit", "install.large.vs_tar", "install.large.peak_memory.mib"}, (*bench).installLarge},
+		{[]string{"wad.peak_memory.mib"}, (*bench).million},
 		{[]string{"image.full.mib", "image.vm.mib"}, (*bench).imageSizes},
 		{[]string{"image.warm.seconds", "image.codechange.seconds"}, (*bench).imageTimes},
 		{[]string{"reimage.peak_memory.mib", "e2e.vs_shell"}, (*bench).endToEnd},
@@ -323,11 +331,11 @@ func (b *bench) imageSizes(ctx context.Context) error {
 			bytes += f.Size
 		}
 		for _, s := range info.Segments {
-			if s.Name == "firmware" {
+			if s.Name == "firmware" || s.Name == "microcode" {
 				bytes -= s.Packed
 			}
 		}
-		b.note("image."+flavour+".mib", "MiB", "bzImage and initramfs of make image FLAVOUR="+flavour+", without firmware files", []float64{float64(bytes) / (1 << 20)})
+		b.note("image."+flavour+".mib", "MiB", "bzImage and initramfs of make image FLAVOUR="+flavour+", without firmware and microcode", []float64{float64(bytes) / (1 << 20)})
 	}
 	return nil
 }
@@ -390,13 +398,13 @@ func (b *bench) endToEnd(ctx context.Context) error {
 			return fmt.Errorf("baseline: %w", err)
 		}
 	}
-	signer, line, err := qemutests.NewKey()
+	key, err := qemutests.NewKey()
 	if err != nil {
 		return err
 	}
 	var memory, ratios []float64
 	for i := range min(b.runs, 3) {
-		r, err := b.reimage(ctx, file, signer, line, i)
+		r, err := b.reimage(ctx, file, key, key.Line, i)
 		if err != nil {
 			return err
 		}

@@ -21,6 +21,7 @@ import (
 
 	"reassure/image/command"
 	"reassure/image/reimage/steps"
+	"reassure/image/spec"
 )
 
 // Job and Result are the helper's.
@@ -36,7 +37,8 @@ type Options struct {
 	Job    Job
 	// ByUUID are the devices of the new file systems, by UUID.
 	ByUUID map[string]string
-	// Keys are this PC's own, from [StartKeys]; they are put into the job.
+	// Keys are this PC's own, from [StartKeys]; they are put into the job, but for
+	// those in the job's Own, which the new system has already.
 	Keys *Keys
 	Log  *slog.Logger
 	// OnResult, unless nil, is called with each step's result as it comes.
@@ -47,8 +49,8 @@ type Options struct {
 type Summary struct {
 	Results  []Result
 	HostKeys []string // public, a line each
-	// BootImage and CoreImage are what the commit needs, as paths in the new
-	// system; empty when no boot loader was among the steps.
+	// BootImage and CoreImage are what the commit needs for a BIOS, as paths in the
+	// new system; empty when no boot loader was among the steps.
 	BootImage, CoreImage string
 }
 
@@ -66,6 +68,9 @@ func Run(ctx context.Context, o Options) (summary Summary, err error) {
 	if err != nil {
 		return summary, fmt.Errorf("make this PC's keys: %w", err)
 	}
+	if err := o.keepKeys(root); err != nil {
+		return summary, fmt.Errorf("keep this PC's keys: %w", err)
+	}
 	text, err := json.Marshal(o.Job)
 	if err != nil {
 		return summary, err
@@ -82,7 +87,7 @@ func Run(ctx context.Context, o Options) (summary Summary, err error) {
 			return fmt.Errorf("the chroot helper said %q: %w", line, err)
 		}
 		summary.Results = append(summary.Results, result)
-		if result.Kind == "boot_loader" && result.Err == "" {
+		if result.Kind == "boot_loader" && result.Err == "" && o.Job.Firmware != spec.UEFI {
 			summary.BootImage, summary.CoreImage = steps.BootImage, steps.CoreImage
 		}
 		if result.Kind == "ssh_keys" && result.Err == "" {

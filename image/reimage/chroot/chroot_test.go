@@ -201,6 +201,70 @@ func TestResolvConfIsPutBack(t *testing.T) {
 	}
 }
 
+// TestStepsMayWriteResolvConf has steps do what they do to it in the ways that
+// programs have. What they leave stays, and this machine's own is as it was.
+func TestStepsMayWriteResolvConf(t *testing.T) {
+	host, err := os.ReadFile("/etc/resolv.conf")
+	if err != nil {
+		t.Fatal(err)
+	}
+	const theirs, wads = "nameserver 203.0.113.7\n", "nameserver 203.0.113.1\n"
+	for name, script := range map[string]string{
+		"in place":     "echo nameserver 203.0.113.7 >/etc/resolv.conf",
+		"by rename":    "echo nameserver 203.0.113.7 >/etc/new; mv /etc/new /etc/resolv.conf",
+		"after it was": "rm /etc/resolv.conf; echo nameserver 203.0.113.7 >/etc/resolv.conf",
+		"as a link":    "echo nameserver 203.0.113.7 >/etc/real; ln -sf real /etc/resolv.conf",
+	} {
+		for _, before := range []string{wads, ""} {
+			t.Run(fmt.Sprintf("%s, with %d bytes before", name, len(before)), func(t *testing.T) {
+				root := newRoot(t)
+				file := filepath.Join(root, "etc/resolv.conf")
+				if before != "" {
+					if err := os.WriteFile(file, []byte(before), 0o644); err != nil {
+						t.Fatal(err)
+					}
+				}
+				if _, _, err := run(t, t.Context(), root, shell("write", "set -e; "+script)); err != nil {
+					t.Error(err)
+				}
+				if text, err := os.ReadFile(file); err != nil || string(text) != theirs {
+					t.Errorf("the new system's is %q, %v", text, err)
+				}
+				if left, _ := filepath.Glob(file + ".*"); left != nil {
+					t.Errorf("left behind: %v", left)
+				}
+				if now, _ := os.ReadFile("/etc/resolv.conf"); string(now) != string(host) {
+					if err := os.WriteFile("/etc/resolv.conf", host, 0o644); err != nil {
+						t.Error(err)
+					}
+					t.Errorf("this machine's own was changed to %q", now)
+				}
+			})
+		}
+	}
+}
+
+// TestMountPointsAreFolders plants a link where a mount would follow it out of the
+// new system.
+func TestMountPointsAreFolders(t *testing.T) {
+	for _, name := range []string{"/proc", "/sys", "/dev", "/run"} {
+		t.Run(name, func(t *testing.T) {
+			root, outside := newRoot(t), t.TempDir()
+			if err := errors.Join(os.RemoveAll(filepath.Join(root, name)), os.Symlink(outside, filepath.Join(root, name))); err != nil {
+				t.Fatal(err)
+			}
+			_, _, err := run(t, t.Context(), root, shell("look", "true"))
+			if err == nil || !strings.Contains(err.Error(), name+" of the new system is no folder, but a symbolic link") {
+				t.Errorf("error is %v", err)
+			}
+			mounts, err := os.ReadFile("/proc/self/mountinfo")
+			if err != nil || strings.Contains(string(mounts), outside) || strings.Contains(string(mounts), root+"/") {
+				t.Errorf("something stays mounted: %v", err)
+			}
+		})
+	}
+}
+
 func TestOwnPolicyStays(t *testing.T) {
 	root := newRoot(t)
 	policy := filepath.Join(root, "usr/sbin/policy-rc.d")
@@ -300,6 +364,51 @@ func TestKeys(t *testing.T) {
 	}
 	if host, _ := os.ReadFile(filepath.Join(root, "etc/ssh/ssh_host_ed25519_key.pub")); !slices.ContainsFunc(summary.HostKeys, func(k string) bool { return strings.HasPrefix(string(host), k+" ") }) {
 		t.Errorf("reported are %q, not %s", summary.HostKeys, host)
+	}
+}
+
+// TestOwnKeys has those keys stay that are the PC's own already, and others be made anew.
+func TestOwnKeys(t *testing.T) {
+	root := newRoot(t)
+	step := spec.Step{Name: "keys", SSHKeys: &spec.SSHKeys{User: "ed25519"}}
+	if _, _, err := run(t, t.Context(), root, step); err != nil {
+		t.Fatal(err)
+	}
+	read := func(name string) string {
+		text, err := os.ReadFile(filepath.Join(root, name))
+		if err != nil {
+			t.Fatal(err)
+		}
+		return string(text)
+	}
+	host, user, other := read("etc/ssh/ssh_host_ed25519_key"), read("root/.ssh/id_ed25519"), read("etc/ssh/ssh_host_rsa_key")
+	if err := os.WriteFile(filepath.Join(root, "etc/ssh/ssh_host_ecdsa_key"), []byte("no key"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	program, err := helper()
+	if err != nil {
+		t.Fatal(err)
+	}
+	list := []spec.Step{step}
+	summary, err := Run(t.Context(), Options{
+		Root: root, Helper: program, Keys: StartKeys(t.Context(), list),
+		Job: Job{Host: "exp01", Steps: list, Own: []string{"/etc/ssh/ssh_host_ed25519_key", "/etc/ssh/ssh_host_ecdsa_key", "/root/.ssh/id_ed25519"}},
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if read("etc/ssh/ssh_host_ed25519_key") != host || read("root/.ssh/id_ed25519") != user {
+		t.Error("keys of the PC's own are gone")
+	}
+	if read("etc/ssh/ssh_host_rsa_key") == other {
+		t.Error("a key that is not to be kept was kept")
+	}
+	if !strings.Contains(read("etc/ssh/ssh_host_ecdsa_key"), "PRIVATE KEY") {
+		t.Error("what is no key was kept as one")
+	}
+	public := read("etc/ssh/ssh_host_ed25519_key.pub")
+	if !slices.ContainsFunc(summary.HostKeys, func(k string) bool { return strings.HasPrefix(public, k+" ") }) {
+		t.Errorf("reported are %q, not %s", summary.HostKeys, public)
 	}
 }
 

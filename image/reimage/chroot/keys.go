@@ -10,11 +10,15 @@ import (
 	"crypto/rsa"
 	"encoding/pem"
 	"fmt"
+	"maps"
+	"os"
+	"slices"
 	"strings"
 	"sync"
 
 	"golang.org/x/crypto/ssh"
 
+	"reassure/image/reimage/mount"
 	"reassure/image/reimage/steps"
 	"reassure/image/spec"
 )
@@ -33,7 +37,8 @@ type Keys struct {
 
 // StartKeys begins to make the keys that steps ask for, and returns at once:
 // an RSA key takes seconds on a slow PC, and the download has as much to do.
-// They are held in memory only.
+// They are held in memory only. When ctx has ended no other search begins; one that
+// has begun ends by itself (crypto/rsa takes no context), and its key is dropped.
 func StartKeys(ctx context.Context, list []spec.Step) *Keys {
 	k := &Keys{done: make(chan struct{}), host: map[string]steps.KeyPair{}, user: map[string]steps.KeyPair{}}
 	wanted := map[string]map[string]steps.KeyPair{} // "host rsa" -> where it goes
@@ -56,7 +61,13 @@ func StartKeys(ctx context.Context, list []spec.Step) *Keys {
 	for name, into := range wanted {
 		_, kind, _ := strings.Cut(name, " ")
 		all.Go(func() {
-			pair, err := newKeyPair(kind)
+			pair, err := steps.KeyPair{}, ctx.Err()
+			if err == nil {
+				pair, err = newKeyPair(kind)
+			}
+			if err == nil && ctx.Err() != nil {
+				pair, err = steps.KeyPair{}, ctx.Err()
+			}
 			k.mu.Lock()
 			defer k.mu.Unlock()
 			if into[kind] = pair; err != nil {
@@ -112,4 +123,58 @@ func newKeyPair(kind string) (steps.KeyPair, error) {
 		Private: string(pem.EncodeToMemory(block)),
 		Public:  strings.TrimSpace(string(ssh.MarshalAuthorizedKey(public))),
 	}, nil
+}
+
+// keepKeys puts those keys into the job that are in the new system and to be kept:
+// a PC that is known by its keys is so after a delta.
+func (o *Options) keepKeys(root string) error {
+	if len(o.Job.Own) == 0 {
+		return nil
+	}
+	tree, err := os.OpenRoot(root)
+	if err != nil {
+		return err
+	}
+	defer tree.Close()
+	for _, s := range o.Job.Steps {
+		if s.SSHKeys == nil {
+			continue
+		}
+		for _, kind := range steps.KeyTypes {
+			o.keepKey(tree, steps.HostKey(kind), kind, &o.Job.HostKeys)
+		}
+		o.keepKey(tree, steps.UserKey(s.SSHKeys), s.SSHKeys.User, &o.Job.UserKeys)
+	}
+	return nil
+}
+
+// maxKey is more than any private key has, in bytes.
+const maxKey = 64 << 10
+
+func (o *Options) keepKey(tree *os.Root, file, kind string, pairs *map[string]steps.KeyPair) {
+	if _, wanted := (*pairs)[kind]; !wanted || !slices.Contains(o.Job.Own, file) {
+		return
+	}
+	text, err := mount.ReadFile(tree, file, maxKey)
+	var public ssh.PublicKey
+	if err == nil {
+		public, err = publicOf(text)
+	}
+	if err != nil {
+		if o.Log != nil {
+			o.Log.Warn("a key that should be kept is of no use: there is a new one", "file", file, "reason", err)
+		}
+		return
+	}
+	kept := maps.Clone(*pairs)
+	kept[kind] = steps.KeyPair{Private: string(text), Public: strings.TrimSpace(string(ssh.MarshalAuthorizedKey(public)))}
+	*pairs = kept
+}
+
+func publicOf(private []byte) (ssh.PublicKey, error) {
+	key, err := ssh.ParsePrivateKey(private)
+	if err != nil {
+		return nil, err
+	}
+	return key.PublicKey(), nil
 }

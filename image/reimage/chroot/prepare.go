@@ -1,11 +1,13 @@
 package chroot
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"io/fs"
 	"log/slog"
 	"os"
+	"path"
 	"path/filepath"
 	"slices"
 	"strconv"
@@ -50,6 +52,10 @@ func prepare(root string, o Options) (*prepared, error) {
 		{"tmpfs", "/run", "tmpfs", "mode=755", unix.MS_NOSUID | unix.MS_NODEV},
 	} {
 		target := filepath.Join(root, m.target)
+		// Mounting would follow it, out of the new system if it is absolute.
+		if info, err := os.Lstat(target); err == nil && !info.IsDir() {
+			return p, fmt.Errorf("%s of the new system is no folder, but %s: make the wad with a folder there, which may be empty", m.target, kindOf(info.Mode()))
+		}
 		if err := os.MkdirAll(target, 0o755); err != nil {
 			return p, err
 		}
@@ -78,6 +84,14 @@ func prepare(root string, o Options) (*prepared, error) {
 	return p, p.holdServices()
 }
 
+// kindOf names what is in a folder's place.
+func kindOf(m fs.FileMode) string {
+	if m&fs.ModeSymlink != 0 {
+		return "a symbolic link"
+	}
+	return "a file"
+}
+
 // linkDisks makes what udev would: /dev/disk/by-uuid, without which grub-probe,
 // and so update-grub, name the root by its device. /dev is that of the
 // initramfs, so nothing of it stays in the new system.
@@ -99,48 +113,82 @@ func (p *prepared) linkDisks(byUUID map[string]string) error {
 	return nil
 }
 
-// resolver gives the new root the name servers of this side for a while. A
-// file that is there is covered by a mount; a link into /run finds its target in
-// the tmpfs that is there now; where there is nothing, a file comes and goes.
+// resolver gives the new root the name servers of this side for a while. A link
+// into /run finds its target in the tmpfs that is there now. A file, or none, makes
+// room for ours and comes back, unless a step has written one of its own meanwhile:
+// a mount in its place would refuse every program that renames over it, with EBUSY.
 func (p *prepared) resolver() error {
-	const ours = "/etc/resolv.conf"
-	text, err := os.ReadFile(ours)
+	text, err := os.ReadFile("/" + resolvConf)
 	if err != nil {
 		return nil // no network configured: nothing to hand on
 	}
-	theirs := filepath.Join(p.root, ours)
-	info, err := os.Lstat(theirs)
+	root, err := os.OpenRoot(p.root) // a link in the wad must not lead to this side's file
+	if err != nil {
+		return err
+	}
+	defer root.Close()
+	info, err := root.Lstat(resolvConf)
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
-		if _, err := os.Stat(filepath.Dir(theirs)); err != nil {
+		if _, err := root.Stat(path.Dir(resolvConf)); err != nil {
 			return nil
 		}
-		p.undo = append(p.undo, func() error { return os.Remove(theirs) })
-		return os.WriteFile(theirs, text, 0o644)
 	case err != nil:
 		return err
 	case info.Mode().IsRegular():
-		if err := unix.Mount(ours, theirs, "", unix.MS_BIND, ""); err != nil {
-			return fmt.Errorf("resolv.conf: %w", err)
+		if err := root.Rename(resolvConf, resolvAside); err != nil {
+			return err
 		}
 	case info.Mode()&os.ModeSymlink != 0:
-		target, err := os.Readlink(theirs)
+		target, err := root.Readlink(resolvConf)
 		if err != nil {
 			return err
 		}
-		if !filepath.IsAbs(target) {
-			target = filepath.Join("/etc", target)
+		if !path.IsAbs(target) {
+			target = path.Join("/etc", target)
 		}
 		if !below("/run", target) {
 			return nil // leads somewhere that is none of our business
 		}
-		file := filepath.Join(p.root, target)
-		if err := os.MkdirAll(filepath.Dir(file), 0o755); err != nil {
+		target = strings.TrimPrefix(path.Clean(target), "/")
+		if err := root.MkdirAll(path.Dir(target), 0o755); err != nil {
 			return err
 		}
-		return os.WriteFile(file, text, 0o644)
+		return root.WriteFile(target, text, 0o644)
+	default:
+		return nil
 	}
-	return nil
+	p.undo = append(p.undo, func() error { return p.putBackResolver(text) })
+	return root.WriteFile(resolvConf, text, 0o644)
+}
+
+// resolvConf is what names the name servers, and where the wad's own waits.
+const (
+	resolvConf  = "etc/resolv.conf"
+	resolvAside = resolvConf + ".reassure"
+)
+
+// putBackResolver ends what resolver began; ours is the text that it wrote.
+func (p *prepared) putBackResolver(ours []byte) error {
+	root, err := os.OpenRoot(p.root)
+	if err != nil {
+		return err
+	}
+	defer root.Close()
+	var now []byte
+	if info, err := root.Lstat(resolvConf); err == nil && info.Mode().IsRegular() {
+		if now, err = root.ReadFile(resolvConf); err != nil {
+			return err
+		}
+	}
+	if !bytes.Equal(now, ours) {
+		return root.Remove(resolvAside) // a step has seen to it
+	}
+	err = root.Rename(resolvAside, resolvConf)
+	if errors.Is(err, fs.ErrNotExist) {
+		return root.Remove(resolvConf)
+	}
+	return err
 }
 
 // holdServices keeps Debian's packages from starting services here

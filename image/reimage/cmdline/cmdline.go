@@ -2,13 +2,17 @@
 //
 //	reassure.url=URL          base URL of the published tree, instead of http://NEXT-SERVER/reassure
 //	reassure.manifest=URL     this manifest, whatever the card's address
+//	reassure.token=TOKEN      secret of this one boot, by which the site's server knows the PC
 //	reassure.dry_run          find everything out, print the plan, write nothing
 //	reassure.force            reimage even a disk that is up to date
 //	reassure.debug            log everything that is done
-//	reassure.shell            a shell on the console instead of a reimage
+//	reassure.shell            a shell on the console instead of a reimage, where the profile or the image allows it
 //	reassure.root=FOLDER      where the new system is mounted while it is made; /mnt/gentoo
 //	reassure.static=IP/PREFIX[,GATEWAY[,DNS...]]
 //	                          this address instead of DHCP; a gateway may be left empty
+//	reassure.ipv6             an address by IPv6 router advertisements (SLAAC) instead of DHCP's, for a
+//	                          static site: reassure.url then names its server by number, http://[fd00::5]/reassure
+//	reassure.mtu=NUMBER       MTU of the card, instead of DHCP's or its own; 576 to 65535
 //	reassure.vlan=NUMBER      tagged VLAN to use on the card, 1 to 4094
 //	reassure.nic=MAC|NAME     the card to use, instead of the one that booted
 //	reassure.retries=NUMBER   how many more times a failed reimage is tried, instead of the manifest's
@@ -19,7 +23,11 @@
 // Words are split and quoted as the kernel does it (lib/cmdline.c, next_arg):
 // double quotes keep spaces, there are no escapes, dashes and underscores in
 // keys are the same. The last of several equal keys wins. A switch (dry_run,
-// force, debug, shell) takes no value, or 1, 0, yes, no, on, off, true, false.
+// force, debug, shell, ipv6) takes no value, or 1, 0, yes, no, on, off, true, false.
+//
+// The token is a [Secret]: nothing that prints the options, or a warning about
+// them, prints it. The kernel's own first lines and /proc/cmdline hold it, as they
+// hold every parameter; a server that makes tokens makes one for each boot.
 //
 // The same settings are flags of the reimager (see [Options.Register]):
 // reassure.dry_run is --dry-run there.
@@ -28,6 +36,7 @@ package cmdline
 import (
 	"flag"
 	"fmt"
+	"io"
 	"net/netip"
 	"net/url"
 	"path"
@@ -42,12 +51,15 @@ import (
 type Options struct {
 	URL      string   // base URL of the published tree; empty means by DHCP
 	Manifest string   // URL; empty means by the card's address
+	Token    Secret   // empty means that the server wants none
 	DryRun   bool     // write nothing
 	Force    bool     // reimage what is up to date
 	Debug    bool     // log everything
 	Shell    bool     // no reimage, a shell
 	Root     string   // mount point of the new system; empty means spec.MountRoot
 	Static   *Static  // nil means DHCP
+	IPv6     bool     // by router advertisements, not by DHCP
+	MTU      int      // 0 means DHCP's, or the card's own
 	VLAN     int      // 0 means untagged
 	NIC      string   // kernel name or MAC address; empty means the one that booted
 	Retries  *int     // nil means as the manifest says
@@ -59,6 +71,23 @@ type Options struct {
 	// Blacklist names modules, with underscores, that devices do not load.
 	Blacklist []string
 }
+
+// Secret is a text that fmt, log/slog and encoding/json do not show. Converting it
+// to a string does.
+type Secret string
+
+// hidden is what is shown of a secret.
+const hidden = "(hidden)"
+
+// Format implements [fmt.Formatter], for every verb.
+func (s Secret) Format(f fmt.State, _ rune) {
+	if s != "" {
+		_, _ = io.WriteString(f, hidden)
+	}
+}
+
+// MarshalText implements [encoding.TextMarshaler].
+func (s Secret) MarshalText() ([]byte, error) { return fmt.Append(nil, s), nil }
 
 // Static is a fixed network configuration.
 type Static struct {
@@ -87,12 +116,15 @@ func settings() []setting {
 	return []setting{
 		{"url", "URL", "base `URL` of the published tree", func(o *Options, v string) error { return setURL(&o.URL, v) }},
 		{"manifest", "URL", "`URL` of the manifest", func(o *Options, v string) error { return setURL(&o.Manifest, v) }},
+		{"token", "TOKEN", "secret `token` of this boot", setToken},
 		{"dry_run", "", "print the plan and write nothing", func(o *Options, v string) error { return setSwitch(&o.DryRun, v) }},
 		{"force", "", "reimage even a disk that is up to date", func(o *Options, v string) error { return setSwitch(&o.Force, v) }},
 		{"debug", "", "log everything that is done", func(o *Options, v string) error { return setSwitch(&o.Debug, v) }},
 		{"shell", "", "open a shell instead of reimaging", func(o *Options, v string) error { return setSwitch(&o.Shell, v) }},
 		{"root", "FOLDER", "`folder` that the new system is mounted on", setRoot},
 		{"static", "ADDRESS", "`address` IP/PREFIX[,GATEWAY[,DNS...]] instead of DHCP", setStatic},
+		{"ipv6", "", "an address by IPv6 router advertisements", func(o *Options, v string) error { return setSwitch(&o.IPv6, v) }},
+		{"mtu", "NUMBER", "`MTU` of the card", setMTU},
 		{"vlan", "NUMBER", "tagged VLAN `number` on the card", setVLAN},
 		{"nic", "CARD", "network `card` to use, by MAC address or kernel name", setNIC},
 		{"retries", "NUMBER", "`number` of further tries after a failure", setRetries},
@@ -185,6 +217,19 @@ func setURL(to *string, v string) error {
 	return nil
 }
 
+// setToken takes what an Authorization header may carry: token68 of RFC 9110, 11.2.
+// An error does not show the value.
+func setToken(o *Options, v string) error {
+	text := strings.TrimRight(v, "=")
+	if text == "" || strings.ContainsFunc(text, func(r rune) bool {
+		return (r < 'a' || r > 'z') && (r < 'A' || r > 'Z') && (r < '0' || r > '9') && !strings.ContainsRune("-._~+/", r)
+	}) {
+		return fmt.Errorf("it may hold letters, digits and -._~+/ only, with = at its end")
+	}
+	o.Token = Secret(v)
+	return nil
+}
+
 func setSwitch(to *bool, v string) error {
 	switch strings.ToLower(v) {
 	case "", "1", "y", "yes", "on", "true":
@@ -227,6 +272,16 @@ func setStatic(o *Options, v string) error {
 		}
 	}
 	o.Static = &s
+	return nil
+}
+
+// setMTU takes what every IPv4 host must (RFC 791) up to what an IPv4 packet can have.
+func setMTU(o *Options, v string) error {
+	n, err := strconv.Atoi(v)
+	if err != nil || n < 576 || n > 65535 {
+		return fmt.Errorf("%q is not an MTU: write a number from 576 to 65535", v)
+	}
+	o.MTU = n
 	return nil
 }
 

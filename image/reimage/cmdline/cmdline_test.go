@@ -1,8 +1,11 @@
 package cmdline
 
 import (
+	"encoding/json"
 	"flag"
+	"fmt"
 	"io"
+	"log/slog"
 	"net/netip"
 	"strings"
 	"testing"
@@ -53,6 +56,21 @@ func TestParse(t *testing.T) {
 				NIC:    "eth1",
 			},
 		},
+		{name: "IPv6 and MTU", in: "reassure.ipv6 reassure.mtu=9000", want: Options{IPv6: true, MTU: 9000}},
+		{
+			name: "an IPv6 address by hand", in: "reassure.static=fd00::11/64,fe80::1,fd00::5 reassure.url=http://[fd00::5]/reassure",
+			want: Options{
+				URL: "http://[fd00::5]/reassure",
+				Static: &Static{
+					Address: netip.MustParsePrefix("fd00::11/64"), Gateway: netip.MustParseAddr("fe80::1"), DNS: []netip.Addr{netip.MustParseAddr("fd00::5")},
+				},
+			},
+		},
+		{name: "token", in: "reassure.token=aB3-._~+/== quiet", want: Options{Token: "aB3-._~+/=="}},
+		{
+			name: "no token", in: "reassure.token reassure.token= reassure.token=a,b reassure.token=\"a b\" reassure.token=a=b reassure.token==",
+			warnings: []string{"needs a value", "letters, digits", "letters, digits", "letters, digits", "letters, digits", "letters, digits"},
+		},
 		{name: "last wins", in: "reassure.root=/a reassure.root=/mnt/new/ reassure.retries=0", want: Options{Root: "/mnt/new", Retries: ptr(0)}},
 		{
 			name: "quotes as the kernel's",
@@ -70,11 +88,11 @@ func TestParse(t *testing.T) {
 		{
 			name: "mistakes do not stop",
 			in: "reassure.forse reassure.url reassure.url=ftp://a reassure.static=10.0.0.1 reassure.vlan=5000 reassure.root=mnt " +
-				"reassure.nic=01-02 reassure.retries=-1 reassure.force=maybe BOOTIF=06-1 reassure.debug",
+				"reassure.mtu=68 reassure.mtu=x reassure.nic=01-02 reassure.retries=-1 reassure.force=maybe BOOTIF=06-1 reassure.debug",
 			want: Options{Debug: true},
 			warnings: []string{
 				"there is no reassure.forse", "reassure.url needs a value: write reassure.url=URL", "not an http or https", "172.30.0.11/24",
-				"1 to 4094", "absolute path", "not a MAC address", "number of tries", "neither yes nor no", "BOOTIF",
+				"1 to 4094", "absolute path", "576 to 65535", "576 to 65535", "not a MAC address", "number of tries", "neither yes nor no", "BOOTIF",
 			},
 		},
 	} {
@@ -108,6 +126,33 @@ func TestFlagsWinOverTheCommandLine(t *testing.T) {
 	}
 	if err := flags.Parse([]string{"--vlan", "no"}); err == nil {
 		t.Error("a wrong flag was accepted")
+	}
+}
+
+// TestTheTokenIsNotShown prints the options, and the warnings of a token that is
+// wrong, in the ways in which programs do.
+func TestTheTokenIsNotShown(t *testing.T) {
+	const token = "s3cr3t"
+	o, _ := Parse("reassure.token=" + token)
+	if string(o.Token) != token {
+		t.Fatal("it is not read at all")
+	}
+	_, warnings := Parse("reassure.token=" + token + ",")
+	text, err := json.Marshal(o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var log strings.Builder
+	for _, h := range []slog.Handler{slog.NewTextHandler(&log, nil), slog.NewJSONHandler(&log, nil)} {
+		slog.New(h).Info("x", "options", o, "pointer", &o, "token", o.Token)
+	}
+	for name, shown := range map[string]string{
+		"%v": fmt.Sprint(o), "%+v": fmt.Sprintf("%+v", o), "%#v": fmt.Sprintf("%#v", o), "%s": fmt.Sprintf("%s", o.Token), "%q": fmt.Sprintf("%q", o.Token),
+		"%x": fmt.Sprintf("%x", o.Token), "pointer": fmt.Sprintf("%+v", &o), "JSON": string(text), "log": log.String(), "warnings": fmt.Sprint(warnings),
+	} {
+		if strings.Contains(shown, token) || strings.Contains(shown, fmt.Sprintf("%x", token)) {
+			t.Errorf("%s shows the token: %s", name, shown)
+		}
 	}
 }
 

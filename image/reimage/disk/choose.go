@@ -104,7 +104,7 @@ func against(rule spec.DiskRule, need spec.Size, d spec.Disk) string {
 	switch {
 	case rule.Serial != "" && d.Serial != rule.Serial:
 		return fmt.Sprintf("its serial is not %q", rule.Serial)
-	case rule.WWN != "" && bareWWN(d.WWN) != bareWWN(rule.WWN):
+	case rule.WWN != "" && spec.BareWWN(d.WWN) != spec.BareWWN(rule.WWN):
 		return fmt.Sprintf("its WWN is not %q", rule.WWN)
 	case rule.Model != "" && !matches(rule.Model, d.Model):
 		return fmt.Sprintf("its model is not %q", rule.Model)
@@ -144,13 +144,4 @@ func against(rule spec.DiskRule, need spec.Size, d spec.Disk) string {
 func matches(pattern, s string) bool {
 	ok, err := path.Match(strings.ReplaceAll(pattern, "/", "\x01"), strings.ReplaceAll(s, "/", "\x01"))
 	return s != "" && ok && err == nil
-}
-
-// bareWWN takes away the prefixes by which sysfs, udev and labels differ.
-func bareWWN(s string) string {
-	s = strings.ToLower(s)
-	for _, prefix := range []string{"0x", "naa.", "eui.", "nvme.", "wwn-"} {
-		s = strings.TrimPrefix(s, prefix)
-	}
-	return strings.TrimPrefix(s, "0x")
 }

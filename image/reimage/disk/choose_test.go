@@ -99,6 +99,7 @@ func TestPlaceRefuses(t *testing.T) {
 		{"4Kn on BIOS", spec.BIOS, spec.MBR, native, lab(spec.MBR), "4096 bytes"},
 		{"GPT on BIOS", spec.BIOS, spec.GPT, disk, lab(spec.MBR), "bios-boot"},
 		{"no ESP on UEFI", spec.UEFI, spec.GPT, disk, lab(spec.MBR), "esp"},
+		{"an ESP that is not mounted on UEFI", spec.UEFI, spec.GPT, disk, append(lab(spec.MBR), spec.Partition{Name: "efi", Size: spec.Extent{Bytes: spec.MiB}, FileSystem: spec.VFAT, Type: spec.TypeESP}), "mounted at /boot/efi"},
 		{"MBR beyond 2 TiB", spec.BIOS, spec.MBR, big, lab(spec.MBR), "use table gpt"},
 		{"too small", spec.BIOS, spec.MBR, spec.Disk{Device: "/dev/sda", Size: 200 * spec.MiB, LogicalSector: 512}, lab(spec.MBR), "too small"},
 	} {

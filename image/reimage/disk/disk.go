@@ -5,10 +5,11 @@
 // [List], [Choose], [Place] and [Identify] write nothing. A [Target] writes, in
 // this order and no other:
 //
-//	Uncommit    the first write: boot code that only says the disk is not whole
+//	Uncommit    the first write: boot code that only says the disk is not whole, and no FAT
 //	Wipe        old signatures, at both ends of the disk and of its partitions
 //	WriteTable  the new table, made known to the kernel
-//	Commit      the last write: GRUB's core, flushed, and then its boot code
+//	Commit      the last write for a BIOS: GRUB's core, flushed, and then its boot code;
+//	            for UEFI it is esp.Commit's
 //
 // A disk between Uncommit and Commit does not boot: its LBA 0 holds a stub of a
 // few instructions that prints a line and calls INT 18h, with which a BIOS goes
@@ -96,10 +97,17 @@ func (t *Target) Uncommit() error {
 	if _, err := t.f.ReadAt(sector, 0); err != nil {
 		return fmt.Errorf("read the boot sector of %s: %w", t.plan.Disk, err)
 	}
-	// UEFI firmware finds no loader in an ESP that is no FAT any more. Its
+	// UEFI firmware finds no loader in what is no FAT any more; much of it looks for one in
+	// every FAT of a disk, whatever its type (EDK2, BmExpandMediaDevicePath). The
 	// backup boot sector is sector 6 (Microsoft FAT specification, BPB_BkBootSec).
+	kept := t.kept()
 	for _, p := range partitions(t.f, t.size, t.sector) {
-		if p.esp {
+		first := make([]byte, 512)
+		if _, err := t.f.ReadAt(first, p.start); err != nil {
+			first[0] = 0 // it cannot be read: firmware cannot, either
+		}
+		stays := len(span{p.start, t.sector}.without(kept)) == 0
+		if p.esp || fatLike(first) && !stays {
 			for _, at := range []int64{p.start, p.start + 6*t.sector} {
 				if err := t.zero(at, t.sector); err != nil {
 					return err
@@ -115,9 +123,10 @@ func (t *Target) Uncommit() error {
 }
 
 // Wipe removes the signatures of whatever was on the disk, so that nothing
-// finds an old file system or RAID member where the new ones begin or end.
+// finds an old file system or RAID member where the new ones begin or end. Nothing
+// of partitions that are kept is touched; where there is one, neither is the table.
 func (t *Target) Wipe() error {
-	type span struct{ start, length int64 }
+	kept := t.kept()
 	spans := []span{{0, t.size}}
 	for _, p := range partitions(t.f, t.size, t.sector) {
 		spans = append(spans, span{p.start, p.length})
@@ -138,10 +147,15 @@ func (t *Target) Wipe() error {
 			if z.start == 0 {
 				z.start, z.length = 512, z.length-512
 			}
-			if err := t.zero(z.start, z.length); err != nil {
-				return err
+			for _, z := range z.without(kept) {
+				if err := t.zero(z.start, z.length); err != nil {
+					return err
+				}
 			}
 		}
+	}
+	if len(kept) > 0 {
+		return t.flush()
 	}
 	if err := t.zero(bootCode, 512-bootCode); err != nil {
 		return err

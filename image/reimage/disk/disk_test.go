@@ -272,6 +272,18 @@ func TestUncommitHidesESP(t *testing.T) {
 	if strings.Contains(blkid(), "vfat") {
 		t.Errorf("the firmware would still find a loader: %s", blkid())
 	}
+	// In a FAT that is no ESP, too, unless it is to be preserved.
+	root := &p.Partitions[len(p.Partitions)-1]
+	tool(t, "dosfstools", "mkfs.fat", "-F", "32", "--offset", fmt.Sprint(root.Start/512), name, fmt.Sprint(root.Length/1024))
+	esp = *root
+	for _, root.Kept = range []bool{true, false} {
+		if err := target.Uncommit(); err != nil {
+			t.Fatal(err)
+		}
+		if strings.Contains(blkid(), "vfat") != root.Kept {
+			t.Errorf("a FAT that is kept: %v, and now there is %q", root.Kept, blkid())
+		}
+	}
 }
 
 func TestOpenRefuses(t *testing.T) {
@@ -425,4 +437,34 @@ func FuzzProbe(f *testing.F) {
 			}
 		}
 	})
+}
+
+// What has no signature is data all the same: a volume encrypted without a header, say.
+func TestHasData(t *testing.T) {
+	const size = 4 << 20
+	for _, c := range []struct {
+		name string
+		at   int64 // where a byte is put; -1 is nowhere
+		fill byte
+		want bool
+	}{
+		{"zeros", -1, 0, false},
+		{"ones, as erased flash", -1, 0xff, false},
+		{"all the same, but neither", -1, 0x55, true},
+		{"a byte at the start", 0, 0, true},
+		{"a byte in the first MiB", 700_000, 0, true},
+		{"a byte at the end", size - 1, 0, true},
+		{"a byte in erased flash", 5, 0xff, true},
+	} {
+		disk := bytes.Repeat([]byte{c.fill}, size)
+		if c.at >= 0 {
+			disk[c.at] ^= 1
+		}
+		if got := hasData(bytes.NewReader(disk), size); got != c.want {
+			t.Errorf("%s: %v; want %v", c.name, got, c.want)
+		}
+	}
+	if !hasData(bytes.NewReader(nil), size) {
+		t.Error("a disk that cannot be read is taken for blank")
+	}
 }

@@ -1,6 +1,7 @@
 package disk
 
 import (
+	"bytes"
 	"context"
 	"fmt"
 	"io"
@@ -59,13 +60,36 @@ func List(ctx context.Context, s System) ([]spec.Disk, error) {
 		if f, err := os.Open(filepath.Join(s.Dev, name)); err == nil {
 			if at, err := f.Seek(0, io.SeekEnd); err == nil && at > 0 {
 				d.Table, d.Contents = Probe(f, at, int64(d.LogicalSector))
+				d.Data = hasData(f, at)
+				_, d.ID, d.Partitions = Table(f, at, int64(d.LogicalSector))
 			}
 			f.Close()
+			d.Uncommitted = Uncommitted(f.Name())
 		}
 		disks = append(disks, d)
 	}
 	slices.SortFunc(disks, func(a, b spec.Disk) int { return strings.Compare(a.Device, b.Device) })
 	return disks, nil
+}
+
+// looked is how much at either end of a disk is looked at for data.
+const looked = 1 << 20
+
+// hasData says whether a disk holds something at its start or its end: whatever is
+// encrypted without a header has no signature that [Probe] would know. Flash that was
+// erased reads as ones. What cannot be read counts as data.
+func hasData(r io.ReaderAt, size int64) bool {
+	n := min(size, looked)
+	buf := make([]byte, n)
+	for _, at := range []int64{0, size - n} {
+		if _, err := r.ReadAt(buf, at); err != nil {
+			return true
+		}
+		if (buf[0] != 0 && buf[0] != 0xff) || bytes.Count(buf, buf[:1]) != len(buf) {
+			return true
+		}
+	}
+	return false
 }
 
 // describe reads what sysfs says of a disk.

@@ -70,7 +70,7 @@ func Place(firmware spec.Firmware, table spec.Table, parts []spec.Partition, d s
 		placed[i] = spec.Placed{Partition: p, Number: i + 1, Start: start, Length: sizes[i], Device: PartitionDevice(d.Device, i+1)}
 		start += sizes[i]
 		if table == spec.MBR && start > mbrMost(d.LogicalSector) {
-			return nil, fmt.Errorf("partition %s ends at %v of %s, but an MBR reaches only %v: use table gpt, or sizes that stay below", p.Name, spec.Size(start), d, spec.Size(mbrMost(d.LogicalSector)))
+			return nil, fmt.Errorf("partition %s ends at %v of %s, but an MBR reaches only %v: use table gpt (for a BIOS, with a partition of type %s), or sizes that stay below", p.Name, spec.Size(start), d, spec.Size(mbrMost(d.LogicalSector)), spec.TypeBIOSBoot)
 		}
 	}
 	return placed, nil
@@ -80,7 +80,9 @@ func Place(firmware spec.Firmware, table spec.Table, parts []spec.Partition, d s
 func bootable(firmware spec.Firmware, table spec.Table, parts []spec.Partition, d spec.Disk) error {
 	has := map[string]bool{}
 	for _, p := range parts {
-		has[p.Kind()] = true
+		if !p.IsESP() || p.Mount != "" {
+			has[p.Kind()] = true
+		}
 	}
 	switch {
 	case firmware == spec.BIOS && d.LogicalSector != 512:
@@ -88,7 +90,7 @@ func bootable(firmware spec.Firmware, table spec.Table, parts []spec.Partition, 
 	case firmware == spec.BIOS && table == spec.GPT && !has[spec.TypeBIOSBoot]:
 		return fmt.Errorf("a GPT that a BIOS boots needs a partition of type %s (1MiB, filesystem none) for the boot loader: add one, or use table mbr", spec.TypeBIOSBoot)
 	case firmware == spec.UEFI && !has[spec.TypeESP]:
-		return fmt.Errorf("this PC was started by UEFI, and the layout has no partition of type %s (vfat, mounted at /boot/efi): add one, or start the PC by its BIOS (CSM)", spec.TypeESP)
+		return fmt.Errorf("this PC was started by UEFI, and the layout has no partition of type %s (vfat, mounted at /boot/efi): add one, with firmware: uefi and table: auto if other PCs of the profile have a BIOS; or start the PC by its BIOS (CSM)", spec.TypeESP)
 	}
 	return nil
 }

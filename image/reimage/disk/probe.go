@@ -7,6 +7,7 @@ import (
 	"hash/crc32"
 	"io"
 	"strings"
+	"unicode/utf16"
 
 	"github.com/google/uuid"
 
@@ -18,6 +19,9 @@ type entry struct {
 	number        int
 	start, length int64 // bytes
 	esp           bool
+	// kind, id and name are as in spec.Existing.
+	kind, id, name string
+	bootable       bool
 }
 
 // espType is the type GUID of an EFI system partition as it stands in a GPT.
@@ -26,42 +30,44 @@ var espType = [16]byte{0x28, 0x73, 0x2a, 0xc1, 0x1f, 0xf8, 0xd2, 0x11, 0xba, 0x4
 // partitions returns what the disk's partition table names, within its bounds.
 // A GPT counts only behind a protective MBR: without one it is stale.
 func partitions(r io.ReaderAt, size, sector int64) []entry {
-	table, entries := readTable(r, size, sector)
+	table, _, entries := readTable(r, size, sector)
 	if table == "" {
 		return nil
 	}
 	return entries
 }
 
-func readTable(r io.ReaderAt, size, sector int64) (spec.Table, []entry) {
+// readTable returns the kind of table, its ID, and what it names.
+func readTable(r io.ReaderAt, size, sector int64) (spec.Table, string, []entry) {
 	lba0 := make([]byte, 512)
 	if _, err := r.ReadAt(lba0, 0); err != nil || lba0[510] != 0x55 || lba0[511] != 0xaa {
 		// The backup of a GPT whose start is gone still names its partitions.
-		if entries := readGPT(r, size, sector, size/sector-1); entries != nil {
-			return spec.GPT, entries
+		if id, entries := readGPT(r, size, sector, size/sector-1); entries != nil {
+			return spec.GPT, id, entries
 		}
-		return "", nil
+		return "", "", nil
 	}
 	protective := false
 	for i := range 4 {
 		protective = protective || lba0[446+16*i+4] == 0xee
 	}
 	if protective {
-		entries := readGPT(r, size, sector, 1)
+		id, entries := readGPT(r, size, sector, 1)
 		if entries == nil {
-			entries = readGPT(r, size, sector, size/sector-1)
+			id, entries = readGPT(r, size, sector, size/sector-1)
 		}
-		return spec.GPT, entries
+		return spec.GPT, id, entries
 	}
 	// A file system's boot sector ends in 55 AA as well.
 	if fatLike(lba0) {
-		return "", nil
+		return "", "", nil
 	}
 	var entries []entry
+	signature := fmt.Sprintf("%08x", binary.LittleEndian.Uint32(lba0[bootCode:]))
 	for i := range 4 {
 		e := lba0[446+16*i : 462+16*i]
 		if e[0]&0x7f != 0 {
-			return "", nil
+			return "", "", nil
 		}
 		start, length := int64(binary.LittleEndian.Uint32(e[8:]))*sector, int64(binary.LittleEndian.Uint32(e[12:]))*sector
 		if e[4] == 0 || start == 0 || length == 0 || start >= size {
@@ -71,9 +77,12 @@ func readTable(r io.ReaderAt, size, sector int64) (spec.Table, []entry) {
 			entries = append(entries, logical(r, size, sector, start)...)
 			continue
 		}
-		entries = append(entries, entry{number: i + 1, start: start, length: min(length, size-start), esp: e[4] == 0xef})
+		entries = append(entries, entry{
+			number: i + 1, start: start, length: min(length, size-start), esp: e[4] == 0xef,
+			kind: fmt.Sprintf("%02x", e[4]), id: fmt.Sprintf("%s-%02x", signature, i+1), bootable: e[0] == 0x80,
+		})
 	}
-	return spec.MBR, entries
+	return spec.MBR, signature, entries
 }
 
 // logical follows the chain of an extended partition.
@@ -104,33 +113,33 @@ func logical(r io.ReaderAt, size, sector, extended int64) []entry {
 
 // readGPT reads the GPT whose header is at that LBA (UEFI 2.10, 5.3.2). It
 // returns nil when there is none that its checksum confirms.
-func readGPT(r io.ReaderAt, size, sector, lba int64) []entry {
+func readGPT(r io.ReaderAt, size, sector, lba int64) (disk string, entries []entry) {
 	header := make([]byte, 512)
 	if lba < 1 {
-		return nil
+		return "", nil
 	}
 	if _, err := r.ReadAt(header, lba*sector); err != nil || string(header[:8]) != "EFI PART" {
-		return nil
+		return "", nil
 	}
 	length := binary.LittleEndian.Uint32(header[12:])
 	if length < 92 || length > 512 {
-		return nil
+		return "", nil
 	}
 	sum := binary.LittleEndian.Uint32(header[16:])
 	copy(header[16:20], make([]byte, 4))
 	if crc32.ChecksumIEEE(header[:length]) != sum {
-		return nil
+		return "", nil
 	}
 	first := int64(binary.LittleEndian.Uint64(header[72:]))
 	count, each := int64(binary.LittleEndian.Uint32(header[80:])), int64(binary.LittleEndian.Uint32(header[84:]))
 	if each < 128 || each > 4096 || count > 1024 || first < 1 || first > size/sector {
-		return nil
+		return "", nil
 	}
 	array := make([]byte, count*each)
 	if _, err := r.ReadAt(array, first*sector); err != nil || crc32.ChecksumIEEE(array) != binary.LittleEndian.Uint32(header[88:]) {
-		return nil
+		return "", nil
 	}
-	entries := []entry{}
+	entries = []entry{}
 	for i := range count {
 		e := array[i*each : (i+1)*each]
 		start, end := binary.LittleEndian.Uint64(e[32:]), binary.LittleEndian.Uint64(e[40:])
@@ -139,10 +148,12 @@ func readGPT(r io.ReaderAt, size, sector, lba int64) []entry {
 		}
 		entries = append(entries, entry{
 			number: int(i) + 1, start: int64(start) * sector, length: int64(end-start+1) * sector,
-			esp: bytes.Equal(e[:16], espType[:]),
+			esp:  bytes.Equal(e[:16], espType[:]),
+			kind: guid(e[:16]), id: guid(e[16:32]), name: utf16Text(e[56:128]),
+			bootable: binary.LittleEndian.Uint64(e[48:])&legacyBootable != 0,
 		})
 	}
-	return entries
+	return guid(header[56:72]), entries
 }
 
 // fatLike says whether a sector with 55 AA at its end is a file system's boot
@@ -158,7 +169,7 @@ func Probe(r io.ReaderAt, size, sector int64) (spec.Table, []spec.Content) {
 	if size < 1024 || (sector != 512 && sector != 1024 && sector != 2048 && sector != 4096) {
 		return "", nil
 	}
-	table, entries := readTable(r, size, sector)
+	table, _, entries := readTable(r, size, sector)
 	contents := recognise(r, entry{length: size})
 	if table != "" {
 		// A whole-disk file system behind a partition table is a leftover;
@@ -357,4 +368,40 @@ func id(b []byte) string {
 		return ""
 	}
 	return u.String()
+}
+
+// guid writes a GUID of a GPT, whose first three fields are little endian
+// (UEFI 2.10, appendix A).
+func guid(b []byte) string {
+	return fmt.Sprintf("%08x-%04x-%04x-%x-%x", binary.LittleEndian.Uint32(b), binary.LittleEndian.Uint16(b[4:]), binary.LittleEndian.Uint16(b[6:]), b[8:10], b[10:16])
+}
+
+// utf16Text is a name of a GPT's entry.
+func utf16Text(b []byte) string {
+	var units []uint16
+	for i := 0; i+1 < len(b); i += 2 {
+		u := binary.LittleEndian.Uint16(b[i:])
+		if u == 0 {
+			break
+		}
+		units = append(units, u)
+	}
+	return text([]byte(string(utf16.Decode(units))))
+}
+
+// Table reads a disk's partition table: its kind, its ID and its partitions. Like
+// [Probe] it never fails.
+func Table(r io.ReaderAt, size, sector int64) (spec.Table, string, []spec.Existing) {
+	if size < 1024 || (sector != 512 && sector != 1024 && sector != 2048 && sector != 4096) {
+		return "", "", nil
+	}
+	table, id, entries := readTable(r, size, sector)
+	var all []spec.Existing
+	for _, e := range entries {
+		all = append(all, spec.Existing{
+			Number: e.number, Start: uint64(e.start), Length: uint64(e.length),
+			Type: e.kind, PartUUID: e.id, Name: e.name, Bootable: e.bootable,
+		})
+	}
+	return table, id, all
 }

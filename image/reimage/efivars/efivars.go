@@ -1,6 +1,6 @@
-// Package efivars reads the UEFI firmware's boot entries, and chooses the one
-// for the next start only (UEFI 2.10, sections 3.1.3 and 3.3). It needs
-// efivarfs mounted.
+// Package efivars reads the UEFI firmware's boot entries, chooses the one for the
+// next start only, and gives a boot loader an entry behind the network's (UEFI
+// 2.10, sections 3.1.3 and 3.3). It needs efivarfs mounted.
 package efivars
 
 import (
@@ -41,9 +41,15 @@ type Entry struct {
 	PartUUID string
 	// File is the loader on it, with backslashes.
 	File string
+	// Network says that it boots from the network.
+	Network bool
+	// Drive says that it boots from a disk, a stick or the like.
+	Drive bool
 }
 
-func (e Entry) String() string { return fmt.Sprintf("Boot%04X %q", e.Number, e.Description) }
+func (e Entry) String() string { return fmt.Sprintf("%s %q", e.name(), e.Description) }
+
+func (e Entry) name() string { return fmt.Sprintf("Boot%04X", e.Number) }
 
 func (v Vars) path(name string) string {
 	dir := v.Dir
@@ -102,21 +108,17 @@ func (v Vars) Entries() ([]Entry, error) {
 	if err != nil {
 		return nil, err
 	}
-	files, err := os.ReadDir(filepath.Dir(v.path("")))
+	others, err := v.numbers()
 	if err != nil {
-		return nil, fmt.Errorf("UEFI variables: %w", err)
+		return nil, err
 	}
-	var others []uint16
-	for _, f := range files {
-		digits, ok := strings.CutPrefix(strings.TrimSuffix(f.Name(), "-"+global), "Boot")
-		n, err := strconv.ParseUint(digits, 16, 16)
-		if ok && err == nil && len(digits) == 4 && !slices.Contains(order, uint16(n)) {
-			others = append(others, uint16(n))
-		}
-	}
-	slices.Sort(others)
+	others = slices.DeleteFunc(others, func(n uint16) bool { return slices.Contains(order, n) })
 	var entries []Entry
-	for _, n := range append(order, others...) {
+	all := append(order, others...)
+	for i, n := range all {
+		if slices.Contains(all[:i], n) {
+			continue
+		}
 		data, err := v.read(fmt.Sprintf("Boot%04X", n))
 		if err != nil {
 			continue
@@ -131,15 +133,27 @@ func (v Vars) Entries() ([]Entry, error) {
 	return entries, nil
 }
 
+// numbers returns those of all Boot#### variables.
+func (v Vars) numbers() ([]uint16, error) {
+	files, err := os.ReadDir(filepath.Dir(v.path("")))
+	if err != nil {
+		return nil, fmt.Errorf("UEFI variables: %w", err)
+	}
+	var all []uint16
+	for _, f := range files {
+		digits, ok := strings.CutPrefix(strings.TrimSuffix(f.Name(), "-"+global), "Boot")
+		n, err := strconv.ParseUint(digits, 16, 16)
+		if ok && err == nil && len(digits) == 4 {
+			all = append(all, uint16(n))
+		}
+	}
+	slices.Sort(all)
+	return all, nil
+}
+
 // SetBootNext has the firmware use an entry at the next start, and only then.
 func (v Vars) SetBootNext(n uint16) error {
-	data := binary.LittleEndian.AppendUint32(nil, attributes)
-	data = binary.LittleEndian.AppendUint16(data, n)
-	// efivarfs takes a variable as one write.
-	if err := os.WriteFile(v.path("BootNext"), data, 0o644); err != nil {
-		return fmt.Errorf("UEFI variable BootNext: %w", err)
-	}
-	return nil
+	return v.write("BootNext", binary.LittleEndian.AppendUint16(nil, n))
 }
 
 // parseEntry reads an EFI_LOAD_OPTION: attributes, length of the path list,
@@ -164,6 +178,8 @@ func parseEntry(data []byte) (Entry, error) {
 			return Entry{}, bad
 		}
 		node := path[4:size]
+		e.Network = e.Network || isNetwork(path[0], path[1], node)
+		e.Drive = e.Drive || isDrive(path[0], path[1], node)
 		switch [2]byte{path[0], path[1]} {
 		case [2]byte{4, 1}: // media, hard drive
 			if len(node) >= 38 {
@@ -178,6 +194,32 @@ func parseEntry(data []byte) (Entry, error) {
 		path = path[size:]
 	}
 	return e, nil
+}
+
+// isNetwork says whether a node is a MAC address, IPv4, IPv6 or a URI, or a boot
+// ROM's device of the network (UEFI 2.10, sections 10.3.4 and 10.3.6).
+func isNetwork(kind, sub byte, node []byte) bool {
+	switch kind {
+	case 3:
+		return sub == 11 || sub == 12 || sub == 13 || sub == 24
+	case 5:
+		return len(node) > 0 && (node[0] == 0x06 || node[0] == 0x80)
+	}
+	return false
+}
+
+// isDrive says whether a node is of a disk, a stick, a card or a disc: ATAPI, SCSI,
+// USB, SATA, NVMe, SD, eMMC; a partition, a CD; or a boot ROM's device of that kind.
+func isDrive(kind, sub byte, node []byte) bool {
+	switch kind {
+	case 3:
+		return slices.Contains([]byte{1, 2, 5, 15, 18, 23, 26, 29}, sub)
+	case 4:
+		return sub == 1 || sub == 2
+	case 5:
+		return len(node) > 0 && node[0] >= 1 && node[0] <= 5
+	}
+	return false
 }
 
 // partUUID reads a hard drive node: number, start, size, signature, format of

@@ -70,9 +70,9 @@ func TestEntries(t *testing.T) {
 	}
 	want := []Entry{
 		{Number: 3, Active: true, Description: "UEFI PXEv4 (MAC:525400123456)"},
-		{Number: 1, Active: true, Description: "debian", PartUUID: "cf28e0ab-1f2c-4a7c-9ad2-6a2b7a5a5f01", File: `\EFI\debian\shimx64.efi`},
+		{Number: 1, Active: true, Description: "debian", PartUUID: "cf28e0ab-1f2c-4a7c-9ad2-6a2b7a5a5f01", File: `\EFI\debian\shimx64.efi`, Drive: true},
 		{Number: 6, Active: true, Description: "x"},
-		{Number: 0xab, Description: "Old", PartUUID: "1a2b3c4d-02"},
+		{Number: 0xab, Description: "Old", PartUUID: "1a2b3c4d-02", Drive: true},
 	}
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Errorf("entries (-want +got):\n%s", diff)

@@ -1,10 +1,11 @@
 // Package facts finds out what a PC is: firmware, maker, processor, memory,
-// kernel and network cards. Its disks are the disk package's.
+// kernel, network cards, and what its buses show. Its disks are the disk package's.
 package facts
 
 import (
 	"bufio"
 	"bytes"
+	"cmp"
 	"io/fs"
 	"path"
 	"slices"
@@ -27,6 +28,7 @@ func Collect(root fs.FS, booted spec.MAC) spec.Facts {
 		Memory:   memory(root),
 		Kernel:   line(root, "proc/sys/kernel/osrelease"),
 		NICs:     NICs(root, booted),
+		Devices:  devices(root),
 	}
 	if _, err := fs.Stat(root, "sys/firmware/efi"); err == nil {
 		f.Firmware = spec.UEFI
@@ -109,4 +111,53 @@ func NICs(root fs.FS, booted spec.MAC) []spec.NIC {
 	}
 	slices.SortFunc(nics, func(a, b spec.NIC) int { return strings.Compare(a.Name, b.Name) })
 	return nics
+}
+
+// maxModalias is longer than any that the kernel makes for these buses.
+const maxModalias = 200
+
+// devices returns what is on the PCI and USB buses, for the server to judge by.
+// There are servers with hundreds of alike functions: those are one, with a count. Of too
+// many, those that a reimage may need come first.
+func devices(root fs.FS) []spec.Device {
+	count := map[spec.Device]int{}
+	for _, bus := range []string{"pci", "usb"} {
+		dir := path.Join("sys/bus", bus, "devices")
+		entries, err := fs.ReadDir(root, dir)
+		if err != nil {
+			continue
+		}
+		for _, e := range entries {
+			d := spec.Device{Modalias: line(root, path.Join(dir, e.Name(), "modalias"))}
+			if d.Modalias == "" || len(d.Modalias) > maxModalias {
+				continue // a USB device has none, its interfaces do
+			}
+			if driver, err := fs.ReadLink(root, path.Join(dir, e.Name(), "driver")); err == nil {
+				d.Driver = path.Base(driver)
+			}
+			count[d]++
+		}
+	}
+	var found []spec.Device
+	for d, n := range count {
+		if n > 1 {
+			d.Count = n
+		}
+		found = append(found, d)
+	}
+	slices.SortFunc(found, func(a, b spec.Device) int {
+		return cmp.Or(rank(a.Modalias)-rank(b.Modalias), strings.Compare(a.Modalias, b.Modalias), strings.Compare(a.Driver, b.Driver))
+	})
+	return found[:min(len(found), spec.MaxDevices)]
+}
+
+// rank puts storage (class 01) and network (02) on PCI first, then USB.
+func rank(modalias string) int {
+	switch {
+	case strings.Contains(modalias, "bc01sc"), strings.Contains(modalias, "bc02sc"):
+		return 0
+	case strings.HasPrefix(modalias, "usb:"):
+		return 1
+	}
+	return 2
 }

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"slices"
+	"strings"
 
 	"golang.org/x/sys/unix"
 )
@@ -12,8 +13,8 @@ import (
 // Early makes the mounts that the reimager needs and finds missing: /proc,
 // /sys, /dev and its pts and shm, /tmp, /run, and efivarfs on UEFI. u-root's
 // init makes most of them, but devpts, say, only where its folder is. efivarfs
-// may be a module: call Early again when modules are loaded. What is mounted
-// already is left alone. It goes on after an error.
+// may be a module, and is left out until the kernel knows it: call Early again when
+// modules are loaded. What is mounted already is left alone. It goes on after an error.
 func Early() error {
 	// Without /proc the list of mounts is empty, and /proc is the first.
 	var errs []error
@@ -35,16 +36,16 @@ func Early() error {
 		},
 	} {
 		if m.only != "" {
-			if _, err := os.Stat(m.only); err != nil {
+			if _, err := os.Stat(m.only); err != nil || !known(m.fstype) {
 				continue
 			}
 		}
-		points, err := mountPoints("/proc/self/mountinfo")
+		mounts, err := readMounts("/proc/self/mountinfo")
 		if err != nil && m.at != "/proc" {
 			errs = append(errs, err)
 			continue
 		}
-		if slices.Contains(points, m.at) {
+		if slices.ContainsFunc(mounts, func(e entry) bool { return e.point == m.at }) {
 			continue
 		}
 		// sysfs makes its own mount points, and refuses others.
@@ -57,4 +58,13 @@ func Early() error {
 		}
 	}
 	return errors.Join(errs...)
+}
+
+// known says whether the kernel has a file system, without asking for its module.
+func known(fstype string) bool {
+	text, err := os.ReadFile("/proc/filesystems")
+	if err != nil {
+		return true // mount(2) will tell
+	}
+	return slices.Contains(strings.Fields(string(text)), fstype)
 }

@@ -29,21 +29,28 @@ type Tree struct {
 	log     *slog.Logger
 }
 
-type mounted struct{ device, at string }
+type mounted struct {
+	device string // to be flushed; empty is none
+	at     string
+}
 
 // Mount mounts those of parts that have a file system and a mount point below
-// root, parents first, making mount points that are missing. After an error
-// nothing of it is mounted.
+// root, parents first, making mount points that are missing. What is in the place of
+// one and is no folder, a link to somewhere else above all, is removed: the file
+// systems may be those of a system where users are root. Of partitions that are kept,
+// and of an EFI system partition, there are only the mount points. After an error nothing
+// of it is mounted.
 func Mount(ctx context.Context, root string, parts []spec.Placed, log *slog.Logger) (*Tree, error) {
-	parts = slices.Clone(parts)
-	parts = slices.DeleteFunc(parts, func(p spec.Placed) bool {
-		return p.Mount == "" || p.FileSystem == spec.Swap || p.FileSystem == spec.None || p.FileSystem == ""
-	})
-	slices.SortStableFunc(parts, func(a, b spec.Placed) int {
-		return strings.Compare(filepath.Clean(a.Mount), filepath.Clean(b.Mount))
-	})
 	t := &Tree{Root: filepath.Clean(root), log: log}
-	for _, p := range parts {
+	for _, p := range mountable(parts) {
+		if p.Kept || p.IsESP() {
+			// Users may have made anything of what is kept: it is for the new system to
+			// mount. An ESP is filled at the end, from what is in its place.
+			if err := makePoint(t.Root, p.Mount); err != nil {
+				return nil, errors.Join(fmt.Errorf("mount point of partition %s: %w", p.Name, err), t.Unmount(ctx))
+			}
+			continue
+		}
 		if err := t.mount(p); err != nil {
 			return nil, errors.Join(err, t.Unmount(ctx))
 		}
@@ -51,9 +58,21 @@ func Mount(ctx context.Context, root string, parts []spec.Placed, log *slog.Logg
 	return t, nil
 }
 
+// mountable are the parts that have a file system and a mount point, parents first.
+func mountable(parts []spec.Placed) []spec.Placed {
+	parts = slices.Clone(parts)
+	parts = slices.DeleteFunc(parts, func(p spec.Placed) bool {
+		return p.Mount == "" || p.FileSystem == spec.Swap || p.FileSystem == spec.None || p.FileSystem == ""
+	})
+	slices.SortStableFunc(parts, func(a, b spec.Placed) int {
+		return strings.Compare(filepath.Clean(a.Mount), filepath.Clean(b.Mount))
+	})
+	return parts
+}
+
 func (t *Tree) mount(p spec.Placed) error {
 	at := filepath.Join(t.Root, p.Mount)
-	if err := os.MkdirAll(at, 0o755); err != nil {
+	if err := makePoint(t.Root, p.Mount); err != nil {
 		return fmt.Errorf("mount point of partition %s: %w", p.Name, err)
 	}
 	options := p.Options
@@ -68,6 +87,84 @@ func (t *Tree) mount(p spec.Placed) error {
 	}
 	t.log.Debug("mounted", "device", p.Device, "at", at, "type", p.FileSystem, "options", data)
 	t.mounted = append(t.mounted, mounted{p.Device, at})
+	return nil
+}
+
+// Look mounts those of parts that [Mount] would, so that nothing is written to
+// them. A mount point that is not there, or is no folder, is an error.
+func Look(ctx context.Context, root string, parts []spec.Placed, log *slog.Logger) (*Tree, error) {
+	t := &Tree{Root: filepath.Clean(root), log: log}
+	if err := os.MkdirAll(t.Root, 0o755); err != nil {
+		return nil, err
+	}
+	for _, p := range mountable(parts) {
+		if p.Kept || p.IsESP() {
+			continue
+		}
+		if err := t.look(p); err != nil {
+			return nil, errors.Join(fmt.Errorf("mount partition %s (%s) to look at it: %w", p.Name, p.Device, err), t.Unmount(ctx))
+		}
+	}
+	return t, nil
+}
+
+func (t *Tree) look(p spec.Placed) error {
+	tree, err := os.OpenRoot(t.Root)
+	if err != nil {
+		return err
+	}
+	defer tree.Close()
+	at := ""
+	for name := range strings.SplitSeq(strings.Trim(filepath.Clean(p.Mount), "/"), "/") {
+		if name == "" {
+			break // the tree itself
+		}
+		at = filepath.Join(at, name)
+		if info, err := tree.Lstat(at); err != nil {
+			return err
+		} else if !info.IsDir() {
+			return fmt.Errorf("/%s on the disk is no folder", at)
+		}
+	}
+	flags, data := Untouched(p.FileSystem)
+	at = filepath.Join(t.Root, p.Mount)
+	if err := unix.Mount(p.Device, at, p.FileSystem, flags, data); err != nil {
+		return explain(err, p.FileSystem)
+	}
+	t.mounted = append(t.mounted, mounted{p.Device, at})
+	return nil
+}
+
+// makePoint makes the folder point below root one that is there, through no link.
+func makePoint(root, point string) error {
+	if err := os.MkdirAll(root, 0o755); err != nil {
+		return err
+	}
+	tree, err := os.OpenRoot(root)
+	if err != nil {
+		return err
+	}
+	defer tree.Close()
+	path := ""
+	for name := range strings.SplitSeq(strings.Trim(filepath.Clean(point), "/"), "/") {
+		if name == "" {
+			return nil // the tree itself
+		}
+		path = filepath.Join(path, name)
+		info, err := tree.Lstat(path)
+		if err == nil && info.IsDir() {
+			continue
+		}
+		if err == nil {
+			err = tree.Remove(path)
+		}
+		if err != nil && !errors.Is(err, os.ErrNotExist) {
+			return err
+		}
+		if err := tree.Mkdir(path, 0o755); err != nil {
+			return err
+		}
+	}
 	return nil
 }
 
@@ -109,7 +206,9 @@ func (t *Tree) Unmount(ctx context.Context) error {
 			continue
 		}
 		t.log.Debug("unmounted", "device", m.device, "at", m.at)
-		errs = append(errs, Flush(m.device))
+		if m.device != "" {
+			errs = append(errs, Flush(m.device))
+		}
 	}
 	slices.Reverse(left)
 	t.mounted = left
@@ -232,28 +331,43 @@ func within(path, folder string) bool {
 // below returns the mount points at and below folder, in the order in which
 // they were mounted.
 func below(folder string) ([]string, error) {
-	points, err := mountPoints("/proc/self/mountinfo")
-	if err != nil {
-		return nil, err
+	mounts, err := readMounts("/proc/self/mountinfo")
+	var points []string
+	for _, m := range mounts {
+		if within(m.point, folder) {
+			points = append(points, m.point)
+		}
 	}
-	return slices.DeleteFunc(points, func(p string) bool { return !within(p, folder) }), nil
+	return points, err
 }
 
-func mountPoints(mountinfo string) ([]string, error) {
+// entry is one mount.
+type entry struct {
+	device string // its number, major:minor
+	root   string // which part of the file system it shows
+	point  string
+	source string
+}
+
+func readMounts(mountinfo string) ([]entry, error) {
 	text, err := os.ReadFile(mountinfo)
 	if err != nil {
 		return nil, fmt.Errorf("list of mounts: %w", err)
 	}
-	// proc_pid_mountinfo(5): the fifth field; space, tab, newline and
-	// backslash are octal escapes.
+	// proc_pid_mountinfo(5): ID, parent, device, root, mount point, options, fields
+	// that may be missing, a dash, type, source. Space, tab, newline and backslash
+	// are octal escapes.
 	unescape := strings.NewReplacer(`\040`, " ", `\011`, "\t", `\012`, "\n", `\134`, `\`)
-	var points []string
+	var mounts []entry
 	for line := range strings.Lines(string(text)) {
-		if f := strings.Fields(line); len(f) > 4 {
-			points = append(points, unescape.Replace(f[4]))
+		f := strings.Fields(line)
+		dash := slices.Index(f, "-")
+		if len(f) < 5 || dash < 5 || len(f) < dash+3 {
+			continue
 		}
+		mounts = append(mounts, entry{device: f[2], root: unescape.Replace(f[3]), point: unescape.Replace(f[4]), source: unescape.Replace(f[dash+2])})
 	}
-	return points, nil
+	return mounts, nil
 }
 
 // ReadOnly mounts a device so that nothing is written to it, not even a
@@ -272,8 +386,8 @@ func ReadOnly(device, fstype string, read func(*os.Root) error) (err error) {
 	}
 	var tried []error
 	for _, fs := range types {
-		data := map[string]string{spec.Ext4: "noload", "ext3": "noload", spec.XFS: "norecovery", spec.Btrfs: "rescue=nologreplay"}[fs]
-		err := unix.Mount(device, dir, fs, unix.MS_RDONLY|unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC, data)
+		flags, data := Untouched(fs)
+		err := unix.Mount(device, dir, fs, flags, data)
 		if err != nil {
 			tried = append(tried, fmt.Errorf("look into %s as %s: %w", device, fs, explain(err, fs)))
 			continue

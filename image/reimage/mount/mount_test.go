@@ -276,15 +276,84 @@ func TestReadOnlyOfNothing(t *testing.T) {
 	}
 }
 
-func TestMountPoints(t *testing.T) {
+func TestReadMounts(t *testing.T) {
 	file := filepath.Join(t.TempDir(), "mountinfo")
-	text := "22 1 0:21 / / rw - ext4 /dev/sda1 rw\n23 22 0:5 / /mnt/a\\040b\\134c rw - ext4 /dev/sda2 rw\n"
+	text := "22 1 8:1 / / rw - ext4 /dev/sda1 rw\n23 22 8:2 /b /mnt/a\\040b\\134c rw shared:3 master:4 - ext4 /dev/sda2 rw\nbroken\n"
 	if err := os.WriteFile(file, []byte(text), 0o644); err != nil {
 		t.Fatal(err)
 	}
-	got, err := mountPoints(file)
-	if diff := cmp.Diff([]string{"/", `/mnt/a b\c`}, got); diff != "" || err != nil {
-		t.Errorf("mount points: %v (-want +got):\n%s", err, diff)
+	got, err := readMounts(file)
+	want := []entry{{"8:1", "/", "/", "/dev/sda1"}, {"8:2", "/b", `/mnt/a b\c`, "/dev/sda2"}}
+	if diff := cmp.Diff(want, got, cmp.AllowUnexported(entry{})); diff != "" || err != nil {
+		t.Errorf("mounts: %v (-want +got):\n%s", err, diff)
+	}
+}
+
+// TestRunning looks at file systems that are mounted and in use, and at one that is not.
+func TestRunning(t *testing.T) {
+	dir := t.TempDir()
+	system := filepath.Join(dir, "system")
+	var parts []spec.Placed
+	for _, at := range []string{"/", "/boot", "/data"} {
+		dev, _ := device(t, "mkfs.ext4", "-q")
+		parts = append(parts, spec.Placed{Partition: spec.Partition{Name: strings.TrimPrefix(at+"x", "/"), Mount: at, FileSystem: spec.Ext4}, Device: dev})
+		if at == "/data" {
+			break // it is not mounted
+		}
+		if err := os.MkdirAll(filepath.Join(system, at), 0o755); err != nil {
+			t.Fatal(err)
+		}
+		run(t, "mount", dev, filepath.Join(system, at))
+		t.Cleanup(func() { run(t, "umount", filepath.Join(system, at)) })
+	}
+	run(t, "sh", "-c", "cd "+system+" && mkdir data boot/x && echo under >data/hidden && echo root >file && echo boot >boot/file")
+	run(t, "mount", "-t", "tmpfs", "none", filepath.Join(system, "data"))
+	busy, err := os.Create(filepath.Join(system, "busy"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer busy.Close()
+
+	tree, err := Running(t.Context(), filepath.Join(dir, "look"), parts[:2], slog.New(slog.DiscardHandler))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for file, want := range map[string]string{"file": "root", "boot/file": "boot", "data/hidden": "under"} {
+		if got := run(t, "cat", filepath.Join(tree.Root, file)); got != want {
+			t.Errorf("%s: %q, want %q", file, got, want)
+		}
+		if err := os.WriteFile(filepath.Join(tree.Root, file), nil, 0); !errors.Is(err, unix.EROFS) {
+			t.Errorf("writing to %s: %v", file, err)
+		}
+	}
+	if err := tree.Unmount(t.Context()); err != nil {
+		t.Error(err)
+	}
+	if _, err := busy.WriteString("still in use"); err != nil {
+		t.Error(err)
+	}
+
+	// With what is not mounted.
+	run(t, "umount", filepath.Join(system, "data"))
+	if tree, err = Running(t.Context(), filepath.Join(dir, "look"), parts, slog.New(slog.DiscardHandler)); err != nil {
+		t.Fatal(err)
+	}
+	if got := run(t, "ls", filepath.Join(tree.Root, "data")); got != "lost+found" {
+		t.Errorf("the partition that was not mounted holds %q", got)
+	}
+	if err := tree.Unmount(t.Context()); err != nil {
+		t.Error(err)
+	}
+
+	// Somebody hides a file system below another.
+	run(t, "mount", "-t", "tmpfs", "none", filepath.Join(system, "boot"))
+	_, err = Running(t.Context(), filepath.Join(dir, "look"), parts, slog.New(slog.DiscardHandler))
+	run(t, "umount", filepath.Join(system, "boot"))
+	if err == nil || !strings.Contains(err.Error(), "mounted over it") {
+		t.Errorf("with /boot hidden: %v", err)
+	}
+	if left := run(t, "sh", "-c", "grep "+filepath.Join(dir, "look")+" /proc/self/mounts || true"); left != "" {
+		t.Errorf("left mounted: %s", left)
 	}
 }
 
@@ -305,5 +374,48 @@ func TestHoldersFindMappedFiles(t *testing.T) {
 	}
 	if diff := cmp.Diff([]string{"sshd (12): mapped file /mnt/new/lib/libc.so"}, Holders(proc, "/mnt/new")); diff != "" {
 		t.Errorf("holders (-want +got):\n%s", diff)
+	}
+}
+
+// TestHostileMountPoints has users put links where the file systems go, and leave
+// things below them.
+func TestHostileMountPoints(t *testing.T) {
+	ctx, log := context.Background(), slog.New(slog.DiscardHandler)
+	root, _ := device(t, "mkfs.ext4", "-q")
+	boot, _ := device(t, "mkfs.ext4", "-q")
+	efi, _ := device(t, "mkfs.ext4", "-q")
+	at, outside := filepath.Join(t.TempDir(), "mnt"), t.TempDir()
+	tree, err := Mount(ctx, at, []spec.Placed{place("root", root, spec.Ext4, "/")}, log)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Symlink(outside, filepath.Join(at, "boot")); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(at, "data"), nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := tree.Unmount(ctx); err != nil {
+		t.Fatal(err)
+	}
+	kept := place("data", "/dev/does-not-exist", spec.Ext4, "/data")
+	kept.Kept = true
+	tree, err = Mount(ctx, at, []spec.Placed{place("root", root, spec.Ext4, "/"), place("boot", boot, spec.Ext4, "/boot"), place("efi", efi, spec.Ext4, "/boot/efi"), kept}, log)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = tree.Unmount(ctx) })
+	points, err := below(at)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if diff := cmp.Diff([]string{at, at + "/boot", at + "/boot/efi"}, points); diff != "" {
+		t.Errorf("mounted (-want +got):\n%s", diff)
+	}
+	if info, err := os.Lstat(filepath.Join(at, "data")); err != nil || !info.IsDir() {
+		t.Errorf("the mount point of what is not mounted: %v, %v", info, err)
+	}
+	if left, err := os.ReadDir(outside); err != nil || len(left) > 0 {
+		t.Errorf("outside there are %v, %v", left, err)
 	}
 }

@@ -4,6 +4,8 @@ import (
 	"strings"
 
 	"golang.org/x/sys/unix"
+
+	"reassure/image/spec"
 )
 
 // FirstFill translates an fstab's options into what mount(2) takes while the
@@ -54,4 +56,11 @@ func timesOfAccess(o string) bool {
 		return true
 	}
 	return false
+}
+
+// Untouched returns the flags and data for mount(2) with which nothing is written to
+// a file system, not even a journal's replay.
+func Untouched(fstype string) (flags uintptr, data string) {
+	replay := map[string]string{spec.Ext4: "noload", "ext3": "noload", spec.XFS: "norecovery", spec.Btrfs: "rescue=nologreplay"}
+	return unix.MS_RDONLY | unix.MS_NOSUID | unix.MS_NODEV | unix.MS_NOEXEC, replay[fstype]
 }

@@ -5,6 +5,7 @@ import (
 	"crypto/rand"
 	"errors"
 	"fmt"
+	mathrand "math/rand/v2"
 	"net"
 	"net/netip"
 	"strings"
@@ -17,10 +18,15 @@ import (
 )
 
 // Waits for an answer grow from the first to the last, so that a server that
-// is there is found at once, and one that starts is not flooded by a whole lab.
+// is there is found at once, and one that starts is not flooded by a whole lab. The
+// last is far from the 64 seconds of RFC 2131, 4.1: while a switch's spanning tree
+// keeps a port shut, nothing tells when that ends, and the PC waits for its server for
+// a minute in all. Up to spread is added at random, as that section wants: power comes back to
+// all PCs at once.
 const (
 	firstWait = 2 * time.Second
-	lastWait  = 16 * time.Second
+	lastWait  = 4 * time.Second
+	spread    = time.Second
 )
 
 // gatherRandom has the kernel begin to make random numbers, and returns a
@@ -38,7 +44,7 @@ func gatherRandom() <-chan struct{} {
 	return ready
 }
 
-// dhcp asks on each card that has a carrier in turn, until one gets a lease.
+// dhcp asks on all cards that have a carrier, until one gets a lease.
 func (o *Options) dhcp(ctx context.Context, cards []*card, random <-chan struct{}) (*Network, error) {
 	select {
 	case <-random:
@@ -50,16 +56,8 @@ func (o *Options) dhcp(ctx context.Context, cards []*card, random <-chan struct{
 	defer cancel()
 	for wait := firstWait; ; wait = min(2*wait, lastWait) {
 		round := time.NewTimer(time.Second)
-		for _, c := range cards {
-			if !c.carrier || ctx.Err() != nil {
-				continue
-			}
-			n, err := o.ask(ctx, c, wait)
-			if err == nil {
-				return n, nil
-			}
-			c.lastErr = err
-			o.Log.Info("no DHCP lease yet", "card", c.String(), "requests", c.requests, "error", err)
+		if n := o.ask(ctx, cards, wait+mathrand.N(spread)); n != nil {
+			return n, nil
 		}
 		// An error that comes at once (a NAK, a card that is going down) must
 		// not become a flood.
@@ -94,19 +92,63 @@ func noLease(cards []*card, took time.Duration, cause error) error {
 
 var errNoAnswer = errors.New("no answer")
 
-// ask does one exchange of four messages.
-func (o *Options) ask(ctx context.Context, c *card, wait time.Duration) (*Network, error) {
-	name, err := o.tagged(c)
-	if err != nil {
-		return nil, err
+// ask does one exchange of four messages on each card that has a carrier, on all at
+// the same time: each has its switch port, which may open at any moment. The first
+// that gets a lease counts, and nil means none.
+func (o *Options) ask(ctx context.Context, cards []*card, wait time.Duration) *Network {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	type result struct {
+		card *card
+		n    *Network
+		err  error
 	}
-	c.requests++
+	results := make(chan result)
+	asked := 0
+	failed := func(c *card, err error) {
+		c.lastErr = err
+		o.Log.Info("no DHCP lease yet", "card", c.String(), "requests", c.requests, "error", err)
+	}
+	for _, c := range cards {
+		if !c.carrier || ctx.Err() != nil {
+			continue
+		}
+		name, err := o.tagged(c)
+		if err != nil {
+			failed(c, err)
+			continue
+		}
+		c.requests++
+		client, err := nclient4.New(name, nclient4.WithTimeout(wait), nclient4.WithRetry(1), nclient4.WithHWAddr(c.mac[:]))
+		if err != nil {
+			failed(c, fmt.Errorf("DHCP on %s: %w", name, err))
+			continue
+		}
+		asked++
+		go func() {
+			defer client.Close()
+			n, err := request(ctx, client, name, c.mac)
+			results <- result{c, n, err}
+		}()
+	}
+	var won *Network
+	for range asked {
+		r := <-results
+		switch {
+		case won != nil: // the others were told to stop
+		case r.err != nil:
+			failed(r.card, r.err)
+		default:
+			won = r.n
+			cancel()
+		}
+	}
+	return won
+}
+
+// request does the exchange on one interface.
+func request(ctx context.Context, client *nclient4.Client, name string, mac spec.MAC) (*Network, error) {
 	begin := time.Now()
-	client, err := nclient4.New(name, nclient4.WithTimeout(wait), nclient4.WithRetry(1), nclient4.WithHWAddr(c.mac[:]))
-	if err != nil {
-		return nil, fmt.Errorf("DHCP on %s: %w", name, err)
-	}
-	defer client.Close()
 	lease, err := client.Request(ctx, dhcpv4.WithRequestedOptions(
 		dhcpv4.OptionSubnetMask, dhcpv4.OptionRouter, dhcpv4.OptionDomainNameServer, dhcpv4.OptionDomainName, dhcpv4.OptionInterfaceMTU,
 		dhcpv4.OptionNTPServers, dhcpv4.OptionTFTPServerName, dhcpv4.OptionBootfileName, dhcpv4.OptionClasslessStaticRoute,
@@ -117,15 +159,15 @@ func (o *Options) ask(ctx context.Context, c *card, wait time.Duration) (*Networ
 	if err != nil {
 		return nil, fmt.Errorf("DHCP on %s: %w", name, err)
 	}
-	return fromACK(name, c.mac, lease.ACK)
+	return fromACK(name, mac, lease.ACK)
 }
 
 // fromACK reads what a DHCP server gave (RFC 2131, 2132, 3442).
 func fromACK(name string, mac spec.MAC, ack *dhcpv4.DHCPv4) (*Network, error) {
 	n := &Network{Interface: name, MAC: mac}
 	ip, ok := netip.AddrFromSlice(ack.YourIPAddr.To4())
-	if !ok || ip.IsUnspecified() {
-		return nil, fmt.Errorf("DHCP on %s: the server %v gave no address", name, ack.ServerIPAddr)
+	if !ok || (!ip.IsGlobalUnicast() && !ip.IsLinkLocalUnicast()) {
+		return nil, fmt.Errorf("DHCP on %s: the server %v gave %v, which is no PC's address", name, ack.ServerIdentifier(), ack.YourIPAddr)
 	}
 	bits := ip.BitLen()
 	mask := ack.SubnetMask()

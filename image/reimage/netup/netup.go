@@ -1,7 +1,7 @@
 // Package netup brings up the network of a PC that was booted over it: the
 // card it booted from, else the one that the operator names, else every card
-// that has a carrier in turn; on a VLAN where asked; by DHCP or with a static
-// address. It changes nothing on cards that it does not use but to switch them
+// that has a carrier; on a VLAN where asked; by DHCP or with a static
+// address, or with one that IPv6 routers let it make. It changes nothing on cards that it does not use but to switch them
 // on.
 package netup
 
@@ -37,10 +37,15 @@ type Options struct {
 	VLAN int
 	// Static is the address to take; nil means DHCP.
 	Static *cmdline.Static
+	// IPv6 is for networks without DHCP for IPv4: the kernel makes an address from what
+	// routers advertise (RFC 4862). Static wins over it. Name servers are not asked for.
+	IPv6 bool
+	// MTU is the card's; 0 means DHCP's, or its own.
+	MTU int
 	// Carrier is how long a link may take; 0 means 60 seconds, which is more
 	// than spanning tree takes to let a port pass.
 	Carrier time.Duration
-	// DHCP is how long DHCP is tried once there is a carrier; 0 means 90 seconds.
+	// DHCP is how long DHCP, or IPv6, is tried once there is a carrier; 0 means 90 seconds.
 	DHCP time.Duration
 	// ResolvConf is the file for name servers; empty means /etc/resolv.conf.
 	ResolvConf string
@@ -64,6 +69,8 @@ type Network struct {
 	NextServer netip.Addr    // siaddr, or option 66 where that is an address
 	BootFile   string        // bootfile name
 	Lease      time.Duration // 0 means for ever
+
+	advertised bool // by IPv6 routers, to the kernel
 }
 
 // Route is a classless static route (RFC 3442).
@@ -112,6 +119,9 @@ func Up(ctx context.Context, o Options) (*Network, error) {
 		return nil, err
 	}
 	for _, c := range cards {
+		if o.IPv6 && o.Static == nil {
+			askRouters(c.name)
+		}
 		if err := linkUp(c.name); err != nil {
 			o.Log.Warn("a network card cannot be switched on", "card", c.String(), "error", err)
 			c.lastErr = err
@@ -127,15 +137,21 @@ func Up(ctx context.Context, o Options) (*Network, error) {
 		}
 	}
 	var n *Network
-	if o.Static != nil {
+	switch {
+	case o.Static != nil:
 		n, err = o.static(cards)
-	} else {
+	case o.IPv6:
+		n, err = o.advertised(ctx, cards)
+	default:
 		n, err = o.dhcp(ctx, cards, random)
 	}
 	if err != nil {
 		return nil, err
 	}
-	if err := n.apply(o.ResolvConf); err != nil {
+	if o.MTU != 0 {
+		n.MTU = o.MTU
+	}
+	if err := n.apply(o.ResolvConf, o.Log); err != nil {
 		return nil, err
 	}
 	o.Log.Info("network is up", n.attrs()...)
@@ -303,20 +319,29 @@ func (o *Options) static(cards []*card) (*Network, error) {
 }
 
 // apply gives the interface its address, and the system its routes and name servers.
-func (n *Network) apply(resolvConf string) error {
+func (n *Network) apply(resolvConf string, log *slog.Logger) error {
 	link, err := netlink.LinkByName(n.Interface)
 	if err != nil {
 		return fmt.Errorf("network card %s: %w", n.Interface, err)
 	}
 	// 68 is the least that IPv4 takes (RFC 791); less than 576 is a mistake.
 	if n.MTU >= 576 && n.MTU != link.Attrs().MTU {
-		if err := netlink.LinkSetMTU(link, n.MTU); err != nil {
-			return fmt.Errorf("MTU %d on %s: %w", n.MTU, n.Interface, err)
+		// Most that a PC fetches comes through in spite of it, or the fetch says what does not.
+		if err := setMTU(link, n.MTU); err != nil {
+			log.Warn("the network card keeps its own MTU: mend reassure.mtu, or the DHCP server's option interface-mtu", "card", n.Interface,
+				"mtu", link.Attrs().MTU, "wanted", n.MTU, "error", err)
 		}
 	}
-	address := &netlink.Addr{IPNet: ipNet(n.Address)}
-	if err := netlink.AddrReplace(link, address); err != nil {
-		return fmt.Errorf("address %v on %s: %w", n.Address, n.Interface, err)
+	// What routers advertise, the kernel has applied.
+	if !n.advertised {
+		address := &netlink.Addr{IPNet: ipNet(n.Address)}
+		if n.Address.Addr().Is6() {
+			// Else the address cannot be used for a second (RFC 4862, 5.4), and the first connection fails.
+			address.Flags = unix.IFA_F_NODAD
+		}
+		if err := netlink.AddrReplace(link, address); err != nil {
+			return fmt.Errorf("address %v on %s: %w", n.Address, n.Interface, err)
+		}
 	}
 	for _, r := range n.Routes {
 		if err := n.route(link, r.To, r.Gateway); err != nil {
@@ -336,6 +361,22 @@ func (n *Network) apply(resolvConf string) error {
 		return nil
 	}
 	return n.writeResolvConf(resolvConf)
+}
+
+// setMTU sets it on what carries a VLAN, too, whose own cannot be larger.
+func setMTU(link netlink.Link, mtu int) error {
+	if link.Type() == "vlan" {
+		parent, err := netlink.LinkByIndex(link.Attrs().ParentIndex)
+		if err != nil {
+			return err
+		}
+		if parent.Attrs().MTU < mtu {
+			if err := netlink.LinkSetMTU(parent, mtu); err != nil {
+				return err
+			}
+		}
+	}
+	return netlink.LinkSetMTU(link, mtu)
 }
 
 func (n *Network) route(link netlink.Link, to netip.Prefix, gateway netip.Addr) error {

@@ -6,6 +6,8 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net"
+	"net/http"
 	"net/netip"
 	"os"
 	"os/exec"
@@ -21,11 +23,12 @@ import (
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
+	"reassure/image/fetch"
 	"reassure/image/reimage/cmdline"
 	"reassure/image/spec"
 )
 
-var sameAddress = cmp.Options{cmpopts.EquateComparable(netip.Addr{}, netip.Prefix{}), cmpopts.IgnoreFields(Network{}, "Lease")}
+var sameAddress = cmp.Options{cmpopts.EquateComparable(netip.Addr{}, netip.Prefix{}), cmpopts.IgnoreFields(Network{}, "Lease"), cmpopts.IgnoreUnexported(Network{})}
 
 // namespace is a network namespace with a thread of its own, on which do runs.
 type namespace struct {
@@ -101,7 +104,8 @@ func (n *namespace) up(name, address string) {
 			if err != nil {
 				return err
 			}
-			if err := netlink.AddrReplace(link, &netlink.Addr{IPNet: ipNet(netip.MustParsePrefix(address))}); err != nil {
+			// Without a carrier, nobody finds out whether an IPv6 address is somebody else's.
+			if err := netlink.AddrReplace(link, &netlink.Addr{IPNet: ipNet(netip.MustParsePrefix(address)), Flags: unix.IFA_F_NODAD}); err != nil {
 				return err
 			}
 		}
@@ -269,7 +273,7 @@ func TestLateCarrierAndLateServer(t *testing.T) {
 	}
 }
 
-func TestEveryCardInTurn(t *testing.T) {
+func TestEveryCard(t *testing.T) {
 	server, pc := lab(t)
 	server.up("srv0", "") // a network without a DHCP server
 	server.up("srv1", "10.98.0.1/24")
@@ -332,6 +336,181 @@ func TestStatic(t *testing.T) {
 	}
 	pc.shows([]string{"ip", "addr", "show", "dev", "eth0"}, "inet 10.99.0.12/24")
 	pc.shows([]string{"ip", "route"}, "default via 10.99.0.1")
+}
+
+// span puts a switch that spans its tree between the PC's card and the server: the
+// port has a carrier at once, and passes nothing for twice delay (IEEE 802.1D, 8.4: it
+// listens, then learns). The server is then on br0.
+func (n *namespace) span(delay time.Duration, address string) {
+	n.t.Helper()
+	n.shows([]string{"ip", "link", "add", "br0", "type", "bridge", "stp_state", "1", "forward_delay", fmt.Sprint(int(delay.Seconds() * 100))})
+	n.shows([]string{"ip", "link", "set", "srv0", "master", "br0"})
+	n.up("br0", address)
+	n.up("srv0", "")
+}
+
+func TestSpanningTree(t *testing.T) {
+	server, pc := lab(t)
+	server.span(2*time.Second, "10.99.0.1/24")
+	server.dnsmasq("--interface=br0", "--dhcp-range=10.99.0.50,10.99.0.99", fixed)
+	got, log, err := pc.bringUp(Options{BootMAC: pcMAC})
+	if err != nil || got.Address != p("10.99.0.11/24") {
+		t.Fatalf("Up = %+v, %v", got, err)
+	}
+	if !strings.Contains(log, "no DHCP lease yet") {
+		t.Errorf("the port passed everything at once, which shows nothing:\n%s", log)
+	}
+}
+
+// TestLongSpanningTree has the port shut for 45 seconds, of the minute that a PC has.
+// Its other card has a carrier, too, and leads to a network where nobody answers.
+func TestLongSpanningTree(t *testing.T) {
+	for _, options := range []Options{{}, {BootMAC: pcMAC}, {Static: &cmdline.Static{Address: p("10.99.0.12/24")}, NIC: "eth0"}, {IPv6: true}} {
+		t.Run(fmt.Sprintf("card known %v static %v IPv6 %v", options.BootMAC == pcMAC, options.Static != nil, options.IPv6), func(t *testing.T) {
+			t.Parallel()
+			server, pc := lab(t)
+			server.span(22500*time.Millisecond, "10.99.0.1/24")
+			server.up("br0", "fd00:99::1/64")
+			server.up("srv1", "")
+			server.dnsmasq("--interface=br0", "--dhcp-range=10.99.0.50,10.99.0.99", fixed, "--enable-ra", "--dhcp-range=fd00:99::,ra-only")
+			var web net.Listener
+			server.do(func() (err error) {
+				web, err = net.Listen("tcp", ":80")
+				return err
+			})
+			t.Cleanup(func() { _ = web.Close() })
+			begin := time.Now()
+			got, log, err := pc.bringUp(options)
+			if err != nil {
+				t.Fatal(err)
+			}
+			t.Logf("%v after %v", got.Address, time.Since(begin))
+			if options.Static == nil && time.Since(begin) < 40*time.Second {
+				t.Errorf("the port passed too early, which shows nothing:\n%s", log)
+			}
+			// Much later would leave nothing of the minute for the manifest.
+			if time.Since(begin) > 58*time.Second {
+				t.Errorf("it took %v:\n%s", time.Since(begin), log)
+			}
+			// What a fetch does then: it tries again until the minute is over.
+			to := "10.99.0.1:80"
+			if options.IPv6 {
+				to = "[fd00:99::1]:80"
+			}
+			pc.do(func() error {
+				for {
+					conn, err := net.DialTimeout("tcp", to, 2*time.Second)
+					if err == nil {
+						return conn.Close()
+					}
+					if time.Since(begin) > time.Minute {
+						return fmt.Errorf("nobody is reached after a minute: %w", err)
+					}
+					time.Sleep(100 * time.Millisecond)
+				}
+			})
+		})
+	}
+}
+
+func TestMTU(t *testing.T) {
+	for _, tt := range []struct {
+		name  string
+		dhcp  string
+		mtu   int
+		want  string
+		warns string
+	}{
+		{name: "by parameter", mtu: 1280, want: "mtu 1280"},
+		{name: "the parameter wins", dhcp: "--dhcp-option=option:mtu,1400", mtu: 9000, want: "mtu 9000"},
+		{name: "none", want: "mtu 1500"},
+		{name: "less than IPv4 has", dhcp: "--dhcp-option=option:mtu,68", want: "mtu 1500"},
+		// veth takes 65535, and the cable's other end does not limit it.
+		{name: "more than the card takes", mtu: 70000, want: "mtu 1500", warns: "keeps its own MTU"},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			server, pc := lab(t)
+			server.up("srv0", "10.99.0.1/24")
+			args := []string{"--interface=srv0", "--dhcp-range=10.99.0.50,10.99.0.99", fixed}
+			if tt.dhcp != "" {
+				args = append(args, tt.dhcp)
+			}
+			server.dnsmasq(args...)
+			_, log, err := pc.bringUp(Options{BootMAC: pcMAC, MTU: tt.mtu})
+			if err != nil {
+				t.Fatal(err)
+			}
+			pc.shows([]string{"ip", "link", "show", "dev", "eth0"}, tt.want)
+			if !strings.Contains(log, tt.warns) {
+				t.Errorf("the log lacks %q:\n%s", tt.warns, log)
+			}
+		})
+	}
+}
+
+// TestIPv6 is a lab without IPv4: an address from what a router advertises, or
+// a static one; and the published tree's server at the other end.
+func TestIPv6(t *testing.T) {
+	for _, tt := range []struct {
+		name    string
+		router  bool
+		options Options
+		want    string
+	}{
+		{name: "advertised", router: true, options: Options{IPv6: true, MTU: 1400}, want: "fd00:99::ff:fe00:11/64"},
+		{name: "static", options: Options{IPv6: true, NIC: "eth0", Static: &cmdline.Static{Address: p("fd00:99::11/64"), Gateway: a("fe80::1")}}, want: "fd00:99::11/64"},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			server, pc := lab(t)
+			server.up("srv0", "fd00:99::1/64")
+			server.up("srv1", "") // nobody advertises anything there
+			if tt.router {
+				server.dnsmasq("--interface=srv0", "--enable-ra", "--dhcp-range=fd00:99::,ra-only")
+			}
+			var web net.Listener
+			server.do(func() (err error) {
+				web, err = net.Listen("tcp", "[fd00:99::1]:80")
+				return err
+			})
+			go http.Serve(web, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { fmt.Fprintf(w, "%s by IPv6", r.URL.Path) }))
+			t.Cleanup(func() { _ = web.Close() })
+
+			got, _, err := pc.bringUp(tt.options)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if got.Interface != "eth0" || got.MAC != pcMAC || got.Address != p(tt.want) {
+				t.Errorf("network = %+v", got)
+			}
+			pc.do(func() error {
+				// At the first try: the address can be used at once. The dialler stays on this thread, in this namespace.
+				conn, err := net.Dial("tcp6", "[fd00:99::1]:80")
+				if err != nil {
+					return err
+				}
+				client := fetch.Client{Attempts: 1, HTTP: &http.Client{Transport: &http.Transport{DialContext: func(context.Context, string, string) (net.Conn, error) { return conn, nil }}}}
+				text, err := client.Get(t.Context(), "http://[fd00:99::1]/reassure/manifests/"+pcMAC.PXE(), 1000)
+				if want := "/reassure/manifests/" + pcMAC.PXE() + " by IPv6"; err == nil && string(text) != want {
+					return fmt.Errorf("got %q, want %q", text, want)
+				}
+				return err
+			})
+			if tt.options.MTU != 0 {
+				pc.shows([]string{"ip", "link", "show", "dev", "eth0"}, "mtu 1400")
+			}
+			if tt.options.Static != nil {
+				pc.shows([]string{"ip", "-6", "route"}, "default via fe80::1 dev eth0")
+			}
+		})
+	}
+	t.Run("no router", func(t *testing.T) {
+		server, pc := lab(t)
+		server.up("srv0", "fd00:99::1/64")
+		_, _, err := pc.bringUp(Options{IPv6: true, DHCP: 2 * time.Second})
+		if err == nil || !strings.Contains(err.Error(), "no IPv6 address after 2s on eth0 (02:00:00:00:00:11)") || !strings.Contains(err.Error(), "reassure.static") {
+			t.Errorf("Up = %v", err)
+		}
+	})
 }
 
 func TestFailures(t *testing.T) {

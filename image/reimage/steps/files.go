@@ -8,6 +8,7 @@ import (
 	"path"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 	"syscall"
 
@@ -120,7 +121,10 @@ func wholeLines(text string) string {
 
 // remove removes what matches the patterns, folders with all they hold. Links
 // are removed, never what they point at. That nothing matches is fine.
-func (t tree) remove(patterns ...string) error {
+func (t tree) remove(patterns ...string) error { return t.removeBut(nil, patterns...) }
+
+// removeBut leaves the files of stay, as they are in the system, alone.
+func (t tree) removeBut(stay []string, patterns ...string) error {
 	for _, pattern := range patterns {
 		names, err := filepath.Glob(t.at(pattern))
 		if err != nil {
@@ -136,6 +140,9 @@ func (t tree) remove(patterns ...string) error {
 			}
 		}
 		for _, name := range names {
+			if slices.ContainsFunc(stay, func(file string) bool { return t.at(file) == name }) {
+				continue
+			}
 			if err := os.RemoveAll(name); err != nil {
 				return err
 			}

@@ -29,17 +29,25 @@ const (
 // looks for other systems on every disk) and without udev names the root by its
 // device.
 func (r *runner) bootLoader(ctx context.Context, s *spec.BootLoader) error {
-	if r.job.Firmware == spec.UEFI {
-		return errors.New("this version installs no boot loader for UEFI: start the PC by its BIOS (CSM)")
-	}
 	kernels, err := r.kernels()
 	if err != nil {
 		return err
 	}
-	install := "grub-install"
-	if _, err := r.find(install); err != nil {
-		install = "grub2-install"
+	place := r.grubForBIOS
+	if r.job.Firmware == spec.UEFI {
+		place = r.grubForUEFI
 	}
+	if err := place(ctx); err != nil {
+		return err
+	}
+	if err := r.write("/boot/grub/grub.cfg", r.grubConfig(s, kernels), 0o600, 0, 0); err != nil {
+		return err
+	}
+	return r.grubDefaults(ctx, s)
+}
+
+func (r *runner) grubForBIOS(ctx context.Context) error {
+	install := r.grubTool("install")
 	if err := r.exec(ctx, nil, "", nil, install, "--target=i386-pc", "--no-bootsector", "--boot-directory=/boot", r.job.Disk); err != nil {
 		return err
 	}
@@ -48,10 +56,15 @@ func (r *runner) bootLoader(ctx context.Context, s *spec.BootLoader) error {
 			return fmt.Errorf("%s left no %s", install, f)
 		}
 	}
-	if err := r.write("/boot/grub/grub.cfg", r.grubConfig(s, kernels), 0o600, 0, 0); err != nil {
-		return err
+	return nil
+}
+
+// grubTool is the name of a program of GRUB's.
+func (r *runner) grubTool(name string) string {
+	if _, err := r.find("grub-" + name); err != nil {
+		return "grub2-" + name
 	}
-	return r.grubDefaults(ctx, s)
+	return "grub-" + name
 }
 
 // kernel is one that GRUB can boot, by file names below /boot.
@@ -172,6 +185,9 @@ func (r *runner) grubConfig(s *spec.BootLoader, kernels []kernel) string {
 	case spec.VFAT:
 		modules[1] = "fat"
 	}
+	if r.job.Firmware == spec.UEFI {
+		modules = append(modules, "all_video") // without it GRUB's linux warns that there is no console
+	}
 	for _, m := range modules {
 		fmt.Fprintf(&b, "insmod %s\n", m)
 	}
@@ -241,9 +257,15 @@ func (r *runner) grubDefaults(ctx context.Context, s *spec.BootLoader) error {
 			return err
 		}
 	}
-	// Otherwise the next upgrade of Debian's grub-pc asks which disk it is for.
+	// Otherwise the next upgrade of Debian's grub-pc asks which disk it is for; and
+	// that of its grub-efi-amd64 puts the disk before the network, and leaves the
+	// removable-media path as it was.
+	answers := "grub-pc grub-pc/install_devices multiselect " + r.job.Disk + "\n"
+	if r.job.Firmware == spec.UEFI {
+		answers = "grub-efi-amd64 grub2/update_nvram boolean false\ngrub-efi-amd64 grub2/force_efi_extra_removable boolean true\n"
+	}
 	if _, err := r.find("debconf-set-selections"); err == nil {
-		return r.exec(ctx, nil, "grub-pc grub-pc/install_devices multiselect "+r.job.Disk+"\n", nil, "debconf-set-selections")
+		return r.exec(ctx, nil, answers, nil, "debconf-set-selections")
 	}
 	return nil
 }

@@ -26,7 +26,7 @@ func (r *runner) sshKeys(s *spec.SSHKeys) error {
 		if !ok {
 			return fmt.Errorf("no host key of type %s was made", t)
 		}
-		if err := r.keyPair(fmt.Sprintf("/etc/ssh/ssh_host_%s_key", t), pair); err != nil {
+		if err := r.keyPair(HostKey(t), pair); err != nil {
 			return err
 		}
 	}
@@ -37,10 +37,7 @@ func (r *runner) sshKeys(s *spec.SSHKeys) error {
 	if !ok {
 		return fmt.Errorf("no user key of type %s was made", s.User)
 	}
-	file := s.UserPath
-	if file == "" {
-		file = "/root/.ssh/id_" + s.User
-	}
+	file := UserKey(s)
 	if err := r.sshFolder(filepath.Dir(file)); err != nil {
 		return err
 	}
@@ -53,6 +50,17 @@ func (r *runner) sshKeys(s *spec.SSHKeys) error {
 		}
 	}
 	return nil
+}
+
+// HostKey is the file of a private host key.
+func HostKey(kind string) string { return fmt.Sprintf("/etc/ssh/ssh_host_%s_key", kind) }
+
+// UserKey is the file of root's private key.
+func UserKey(s *spec.SSHKeys) string {
+	if s.UserPath != "" {
+		return s.UserPath
+	}
+	return "/root/.ssh/id_" + s.User
 }
 
 func (r *runner) keyPair(file string, pair KeyPair) error {

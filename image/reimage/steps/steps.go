@@ -45,9 +45,14 @@ type Job struct {
 	BootUUID string `json:"boot_uuid"`
 	BootFS   string `json:"boot_fs"`
 	BootPath string `json:"boot_path"`
+	// ESP is the mount point of the EFI system partition, which is filled from there
+	// afterwards; empty is none.
+	ESP string `json:"esp,omitempty"`
 	// HostKeys and UserKeys are this PC's own key pairs, by type.
 	HostKeys map[string]KeyPair `json:"host_keys,omitempty"`
 	UserKeys map[string]KeyPair `json:"user_keys,omitempty"`
+	// Own are files that belong to this PC and not to a wad, and stay: see [Own].
+	Own []string `json:"own,omitempty"`
 }
 
 // KeyPair is a key pair in OpenSSH's forms.
@@ -80,7 +85,7 @@ func Run(ctx context.Context, root string, job Job, report func(Result)) error {
 		name string
 		do   func(context.Context) error
 	}{
-		{"leave the wad's identity behind", func(context.Context) error { return r.scrub() }},
+		{"leave the wad's identity behind", func(context.Context) error { return r.scrub(r.job.Own) }},
 		{"system settings", func(context.Context) error { return r.settings() }},
 	}
 	for _, s := range steps {

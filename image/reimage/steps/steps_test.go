@@ -212,7 +212,7 @@ func TestScrub(t *testing.T) {
 		files[f] = "x"
 	}
 	r := plant(t, files)
-	if err := r.scrub(); err != nil {
+	if err := r.scrub(nil); err != nil {
 		t.Fatal(err)
 	}
 	for _, f := range goes {
@@ -228,8 +228,49 @@ func TestScrub(t *testing.T) {
 	if got := r.mustRead(t, "etc/machine-id"); got != "" {
 		t.Errorf("machine-id is %q", got)
 	}
-	if err := plant(t, nil).scrub(); err != nil {
+	if err := plant(t, nil).scrub(nil); err != nil {
 		t.Errorf("a tree without leftovers: %v", err)
+	}
+}
+
+// TestOwn has a PC keep what it is known by, and nothing that somebody has put links to.
+func TestOwn(t *testing.T) {
+	r := plant(t, map[string]string{
+		"etc/ssh/ssh_host_rsa_key": "mine", "etc/ssh/ssh_host_rsa_key.pub": "mine", "etc/ssh/ssh_host_ecdsa_key": "not kept", "etc/ssh/sshd_config": "x",
+		"etc/machine-id": "mine", "root/.ssh/id_ed25519": "mine", "elsewhere/random-seed": "x", "var/lib/misc/": "",
+	})
+	if err := os.MkdirAll(r.at("var/lib"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	for link, target := range map[string]string{"var/lib/systemd": "../../elsewhere", "var/lib/misc/random-seed": "/elsewhere/random-seed"} {
+		if err := os.Symlink(target, r.at(link)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	root, err := os.OpenRoot(r.at("/"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer root.Close()
+	keep := []string{"/etc/ssh/ssh_host_rsa_key", "/etc/ssh/ssh_host_rsa_key.pub", "/etc/machine-id", "/root/.ssh", "/var/lib/systemd", "/var/lib/misc", "/etc/gone"}
+	own, err := Own(root, keep, []spec.Step{{SSHKeys: &spec.SSHKeys{User: "ed25519"}}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := []string{"/etc/machine-id", "/etc/ssh/ssh_host_rsa_key", "/etc/ssh/ssh_host_rsa_key.pub", "/root/.ssh/id_ed25519"}
+	if diff := cmp.Diff(want, own); diff != "" {
+		t.Errorf("own (-want +got):\n%s", diff)
+	}
+	if err := r.scrub(own); err != nil {
+		t.Fatal(err)
+	}
+	for _, f := range []string{"etc/machine-id", "etc/ssh/ssh_host_rsa_key", "root/.ssh/id_ed25519"} {
+		if got := r.mustRead(t, f); got != "mine" {
+			t.Errorf("%s is %q", f, got)
+		}
+	}
+	if r.has("etc/ssh/ssh_host_ecdsa_key") {
+		t.Error("a key that nobody wanted to keep was kept")
 	}
 }
 
@@ -566,12 +607,5 @@ func TestTail(t *testing.T) {
 	lines := tl.lines()
 	if len(tl.last) != kept || lines[len(lines)-1] != "0123456789?" {
 		t.Errorf("%d bytes, last line %q", len(tl.last), lines[len(lines)-1])
-	}
-}
-
-func TestBootLoaderRefusesUEFI(t *testing.T) {
-	r := &runner{tree: plant(t, nil), job: Job{Firmware: spec.UEFI}}
-	if err := r.bootLoader(context.Background(), &spec.BootLoader{Kind: "grub"}); err == nil || !strings.Contains(err.Error(), "BIOS") {
-		t.Errorf("UEFI: %v", err)
 	}
 }

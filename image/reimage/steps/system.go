@@ -3,12 +3,16 @@ package steps
 import (
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
+
+	"reassure/image/spec"
 )
 
 // leftovers are what belongs to the machine that a wad was made on.
@@ -27,16 +31,63 @@ var leftovers = []string{
 }
 
 // scrub takes away what must never survive from a wad into a PC.
-func (t tree) scrub() error {
-	if err := t.remove(leftovers...); err != nil {
+func (t tree) scrub(own []string) error {
+	if err := t.removeBut(own, leftovers...); err != nil {
 		return err
+	}
+	if slices.Contains(own, machineID) {
+		return nil
 	}
 	// systemd makes a new machine-id on first boot where the file is empty;
 	// without one it cannot where / is read-only. Elsewhere dbus makes it.
-	if info, err := os.Lstat(t.at("/etc/machine-id")); err == nil && info.Mode().IsRegular() {
-		return os.Truncate(t.at("/etc/machine-id"), 0)
+	if info, err := os.Lstat(t.at(machineID)); err == nil && info.Mode().IsRegular() {
+		return os.Truncate(t.at(machineID), 0)
 	}
 	return nil
+}
+
+const machineID = "/etc/machine-id"
+
+// Own returns those files of an installed system that make a PC the one that it is,
+// keys and machine-id, and are at or below one of keep. What wads hold of that kind
+// is taken away; what a delta has kept is the PC's own. It is to be asked before the
+// delta, and follows no link.
+func Own(root *os.Root, keep []string, list []spec.Step) ([]string, error) {
+	patterns := append(slices.Clone(leftovers), machineID)
+	for _, s := range list {
+		if s.SSHKeys != nil && s.SSHKeys.User != "" {
+			patterns = append(patterns, UserKey(s.SSHKeys), UserKey(s.SSHKeys)+".pub")
+		}
+	}
+	var own []string
+	for _, pattern := range patterns {
+		found, err := fs.Glob(root.FS(), strings.TrimPrefix(pattern, "/"))
+		if err != nil {
+			return nil, fmt.Errorf("%s: %w", pattern, err)
+		}
+		for _, file := range found {
+			kept := slices.ContainsFunc(keep, func(k string) bool { return "/"+file == k || strings.HasPrefix("/"+file, k+"/") })
+			if kept && plain(root, file) {
+				own = append(own, "/"+file)
+			}
+		}
+	}
+	slices.Sort(own)
+	return slices.Compact(own), nil
+}
+
+// plain says whether a file is a regular one, in folders that are no links.
+func plain(root *os.Root, file string) bool {
+	for i := range len(file) {
+		if file[i] != '/' {
+			continue
+		}
+		if info, err := root.Lstat(file[:i]); err != nil || !info.IsDir() {
+			return false
+		}
+	}
+	info, err := root.Lstat(file)
+	return err == nil && info.Mode().IsRegular()
 }
 
 // settings tells the new system what every system must be told.

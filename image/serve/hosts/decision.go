@@ -1,11 +1,13 @@
 // Package hosts keeps what the boot server holds about each PC. So far that is
-// its boot decision, which is a file in the TFTP root, as pxelinux wants it:
+// its boot decision, which is a file in the TFTP root, once for every boot loader:
 //
 //	pxelinux.cfg/01-MAC -> remote.boot    Remote: the PC is reimaged
+//	grub/grub.cfg-01-MAC -> remote.cfg
+//	ipxe/01-MAC.ipxe -> remote.ipxe
 //	no such file, or a link to default    Local: the PC boots its own disk
 //
 // Each file changes in one atomic step, so that a PC which asks at that moment
-// gets one decision or the other.
+// gets one decision or the other; it has one loader, and so reads one of them.
 package hosts
 
 import (
@@ -14,6 +16,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 
 	"github.com/google/renameio/v2"
 
@@ -28,51 +31,60 @@ type Decision string
 const (
 	Local  Decision = "local"
 	Remote Decision = "remote"
-	// Mixed: a PC's cards are told different things.
+	// Mixed: a PC's cards, or its boot loaders, are told different things.
 	Mixed Decision = "mixed"
 	// Other: somebody has put a file of their own there.
 	Other Decision = "other"
 )
 
-// ErrForeign: a PC's file in pxelinux.cfg is somebody's own.
+// ErrForeign: a PC's file is somebody's own.
 var ErrForeign = errors.New("is a file of somebody's own")
 
 // Decided returns a host's decision in the TFTP root.
 func Decided(tftp string, host *spec.Host) (Decision, error) {
 	var all Decision
 	for _, mac := range host.MACs {
-		d, err := decided(tftp, mac)
-		if err != nil {
-			return "", err
+		for _, c := range choices(tftp, mac) {
+			d, err := decided(tftp, c)
+			if err != nil {
+				return "", err
+			}
+			if all != "" && all != d {
+				return Mixed, nil
+			}
+			all = d
 		}
-		if all != "" && all != d {
-			return Mixed, nil
-		}
-		all = d
 	}
 	return all, nil
 }
 
-func decided(tftp string, mac spec.MAC) (Decision, error) {
-	target, err := os.Readlink(file(tftp, mac))
+// choices are where a card's decision is: for every loader that has a folder
+// there. pxelinux always counts.
+func choices(tftp string, mac spec.MAC) []bootfiles.Choice {
+	all := bootfiles.Choices(mac)
+	return slices.DeleteFunc(all, func(c bootfiles.Choice) bool {
+		_, err := os.Stat(filepath.Join(tftp, filepath.Dir(c.Name)))
+		return err != nil && c != all[0]
+	})
+}
+
+func decided(tftp string, c bootfiles.Choice) (Decision, error) {
+	name := filepath.Join(tftp, c.Name)
+	target, err := os.Readlink(name)
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
 		return Local, nil
 	case err != nil:
-		if info, gone := os.Lstat(file(tftp, mac)); gone == nil && info.Mode().IsRegular() {
+		if info, gone := os.Lstat(name); gone == nil && info.Mode().IsRegular() {
 			return Other, nil
 		}
 		return "", fmt.Errorf("boot decision: %w", err)
-	case target == bootfiles.Remote:
+	case target == filepath.Base(c.Remote):
 		return Remote, nil
 	case target == bootfiles.Default:
 		return Local, nil
 	}
 	return Other, nil
-}
-
-func file(tftp string, mac spec.MAC) string {
-	return filepath.Join(tftp, bootfiles.Folder, mac.PXE())
 }
 
 // Decide sets a host's decision for all its cards. A file of somebody's own is
@@ -84,32 +96,35 @@ func Decide(tftp string, host *spec.Host, d Decision) error {
 	if info, err := os.Stat(filepath.Join(tftp, bootfiles.Folder)); err != nil || !info.IsDir() {
 		return fmt.Errorf("%s has no folder %s: name the TFTP server's folder with --tftp", tftp, bootfiles.Folder)
 	}
-	if d == Remote {
-		if _, err := os.Stat(filepath.Join(tftp, bootfiles.Folder, bootfiles.Remote)); err != nil {
+	var all []bootfiles.Choice
+	for _, mac := range host.MACs {
+		all = append(all, choices(tftp, mac)...)
+	}
+	for _, c := range all {
+		if _, err := os.Stat(filepath.Join(tftp, c.Remote)); d == Remote && err != nil {
 			return fmt.Errorf("there is nothing to boot from remote yet: run reassure publish: %w", err)
 		}
-	}
-	for _, mac := range host.MACs {
-		now, err := decided(tftp, mac)
+		now, err := decided(tftp, c)
 		if err != nil {
 			return err
 		}
 		if now == Other {
-			return fmt.Errorf("%s %w: move it away", file(tftp, mac), ErrForeign)
+			return fmt.Errorf("%s %w: move it away", filepath.Join(tftp, c.Name), ErrForeign)
 		}
 	}
-	for _, mac := range host.MACs {
-		if err := decide(file(tftp, mac), d); err != nil {
+	for _, c := range all {
+		if err := decide(tftp, c, d); err != nil {
 			return fmt.Errorf("boot decision of %s: %w", host.Name, err)
 		}
 	}
 	return nil
 }
 
-func decide(name string, d Decision) error {
+func decide(tftp string, c bootfiles.Choice, d Decision) error {
+	name := filepath.Join(tftp, c.Name)
 	if d == Remote {
 		// Relative, for TFTP servers that see their folder as the root.
-		return renameio.Symlink(bootfiles.Remote, name)
+		return renameio.Symlink(filepath.Base(c.Remote), name)
 	}
 	if err := os.Remove(name); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return err

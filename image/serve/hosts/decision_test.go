@@ -70,6 +70,50 @@ func TestDecide(t *testing.T) {
 	}
 }
 
+// TestEveryLoader has a TFTP root in which GRUB and iPXE have files, too.
+func TestEveryLoader(t *testing.T) {
+	dir := tftp(t)
+	links := map[string]string{
+		one: "remote.boot", "grub/grub.cfg-01-00:09:3d:12:20:ed": "remote.cfg", "ipxe/01-00-09-3d-12-20-ed.ipxe": "remote.ipxe",
+	}
+	for name, to := range links {
+		err := errors.Join(os.MkdirAll(filepath.Join(dir, filepath.Dir(name)), 0o755),
+			os.WriteFile(filepath.Join(dir, filepath.Dir(name), to), []byte("Remote"), 0o644))
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := Decide(dir, host, Remote); err != nil {
+		t.Fatal(err)
+	}
+	expect(t, dir, Remote)
+	for name, want := range links {
+		if to, err := os.Readlink(filepath.Join(dir, name)); err != nil || to != want {
+			t.Errorf("%s -> %q, %v", name, to, err)
+		}
+	}
+	if err := os.Remove(filepath.Join(dir, "ipxe/01-00-09-3d-12-20-ef.ipxe")); err != nil {
+		t.Fatal(err)
+	}
+	expect(t, dir, Mixed)
+	if err := Decide(dir, host, Local); err != nil {
+		t.Fatal(err)
+	}
+	expect(t, dir, Local)
+	for name := range links {
+		if _, err := os.Lstat(filepath.Join(dir, name)); !errors.Is(err, fs.ErrNotExist) {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+	if err := os.Remove(filepath.Join(dir, "grub/remote.cfg")); err != nil {
+		t.Fatal(err)
+	}
+	if err := Decide(dir, host, Remote); err == nil || !strings.Contains(err.Error(), "reassure publish") {
+		t.Error(err)
+	}
+	expect(t, dir, Local)
+}
+
 func TestFound(t *testing.T) {
 	dir := tftp(t)
 	if err := os.Symlink("default", filepath.Join(dir, one)); err != nil {

@@ -5,7 +5,7 @@
 //	OUT/manifests/01-MAC.json.minisig   its signature
 //	OUT/wads/DIGEST/FILE                wads: hard links to the site's where possible
 //	OUT/index.json                      the hosts: [Index]
-//	TFTP/pxelinux.cfg/default, remote.boot
+//	TFTP/pxelinux.cfg, grub, ipxe       what boot loaders read: [reassure/image/bootfiles]
 //
 // Each file changes atomically. Wads come first and manifests after them, so that
 // a PC never gets a manifest whose wads are not there. Nothing at all is written
@@ -14,7 +14,7 @@
 //
 // A wad that no manifest names any more stays for a day, for PCs that are being
 // reimaged with it. Manifests of hosts that are no longer in the inventory go at
-// once. Boot decisions (TFTP/pxelinux.cfg/01-MAC) are never touched.
+// once. Boot decisions (TFTP/pxelinux.cfg/01-MAC and the like) are never touched.
 package publish
 
 import (
@@ -55,8 +55,8 @@ type Options struct {
 	// Signer signs the manifests; nil writes them without signatures, which
 	// only images built to be insecure accept.
 	Signer Signer
-	// ReplaceBootFiles overwrites pxelinux.cfg/default and remote.boot even if
-	// a person wrote them.
+	// ReplaceBootFiles overwrites what boot loaders read even if a person wrote
+	// it; boot decisions stay.
 	ReplaceBootFiles bool
 	// Now tells the time; nil means time.Now.
 	Now func() time.Time
@@ -122,6 +122,11 @@ func Publish(ctx context.Context, site *resolve.Site, wads *resolve.Wads, o Opti
 	if p.manifests, err = site.ResolveAll(ctx, wads); err != nil {
 		return nil, err
 	}
+	for _, m := range p.manifests {
+		if m.Approve != "" && m.Approve != spec.ApproveAuto {
+			return nil, fmt.Errorf("host %s: its profile %s has approve: %s, and where files alone are served there is nobody to ask: take it out, or run reassure serve", m.Host, m.Profile, m.Approve)
+		}
+	}
 	if err := p.planBoot(); err != nil {
 		return nil, err
 	}
@@ -152,7 +157,7 @@ type publishing struct {
 	site      *resolve.Site
 	wads      *resolve.Wads
 	manifests []*spec.Manifest
-	boot      []bootFile
+	boot      []bootfiles.File
 	old, next Index
 	result    *Result
 }
@@ -183,12 +188,6 @@ func (p *publishing) readIndex() error {
 	return nil
 }
 
-// bootFile is a file in the TFTP root.
-type bootFile struct {
-	name string // below TFTP
-	text []byte
-}
-
 // planBoot makes the boot files' texts, and sees whether they may be written.
 func (p *publishing) planBoot() error {
 	if p.TFTP == "" {
@@ -197,25 +196,22 @@ func (p *publishing) planBoot() error {
 	if info, err := os.Stat(p.TFTP); err != nil || !info.IsDir() {
 		return fmt.Errorf("%s is not a folder: name the TFTP server's with --tftp", p.TFTP)
 	}
-	remote, err := bootfiles.PXELinuxRemote(bootfiles.Publish, bootfiles.RemoteOptions{
-		URL: p.site.Inventory.Site.URL, CommandLine: p.site.Inventory.Site.CommandLine,
+	files, err := bootfiles.Files(bootfiles.Publish, bootfiles.RemoteOptions{
+		URL: p.site.Inventory.Site.URL, CommandLine: p.site.Inventory.Site.CommandLine, Local: p.site.LocalBoot(""),
 	})
 	if err != nil {
 		return err
 	}
-	for _, f := range []bootFile{
-		{filepath.Join(bootfiles.Folder, bootfiles.Default), bootfiles.PXELinuxLocal(bootfiles.Publish)},
-		{filepath.Join(bootfiles.Folder, bootfiles.Remote), remote},
-	} {
-		now, err := os.ReadFile(filepath.Join(p.TFTP, f.name))
+	for _, f := range files {
+		now, err := os.ReadFile(filepath.Join(p.TFTP, filepath.FromSlash(f.Name)))
 		switch {
 		case err != nil && !errors.Is(err, fs.ErrNotExist):
 			return fmt.Errorf("boot files: %w", err)
-		case err == nil && bytes.Equal(now, f.text):
+		case err == nil && bytes.Equal(now, f.Text):
 			continue
 		case err == nil && !p.ReplaceBootFiles && !bootfiles.Publish.MayReplace(now):
 			return fmt.Errorf("%s was written by a person (its first line does not say otherwise): move it away, or publish with --replace-boot-files",
-				filepath.Join(p.TFTP, f.name))
+				filepath.Join(p.TFTP, filepath.FromSlash(f.Name)))
 		}
 		p.boot = append(p.boot, f)
 	}
@@ -224,14 +220,14 @@ func (p *publishing) planBoot() error {
 
 func (p *publishing) writeBoot(context.Context) error {
 	for _, f := range p.boot {
-		target := filepath.Join(p.TFTP, f.name)
+		target := filepath.Join(p.TFTP, filepath.FromSlash(f.Name))
 		if err := folder(filepath.Dir(target)); err != nil {
 			return err
 		}
-		if err := write(target, f.text); err != nil {
+		if err := write(target, f.Text); err != nil {
 			return err
 		}
-		p.result.Boot = append(p.result.Boot, f.name)
+		p.result.Boot = append(p.result.Boot, f.Name)
 	}
 	return nil
 }
@@ -267,7 +263,7 @@ func (p *publishing) writeManifests(context.Context) error {
 			r.Changed = !r.New
 			m.Serial = serial
 			p.next.Serial = serial
-			if text, err = encode(m); err != nil {
+			if text, err = m.Marshal(); err != nil {
 				return err
 			}
 		}
@@ -311,7 +307,7 @@ func (p *publishing) unchanged(m *spec.Manifest, before []published) ([]byte, er
 		return nil, nil
 	}
 	m.Serial = before[0].serial
-	text, err := encode(m)
+	text, err := m.Marshal()
 	if err != nil || !bytes.Equal(text, before[0].text) {
 		return nil, err
 	}
@@ -342,19 +338,6 @@ func read(path string) published {
 		b.serial, b.order, b.digest = m.Serial, m.Order, m.Digest
 	}
 	return b
-}
-
-// encode writes a manifest, and reads it as the reimager will.
-func encode(m *spec.Manifest) ([]byte, error) {
-	text, err := json.MarshalIndent(m, "", "  ")
-	if err != nil {
-		return nil, fmt.Errorf("manifest of %s: %w", m.Host, err)
-	}
-	text = append(text, '\n')
-	if _, err := spec.ParseManifest(text); err != nil {
-		return nil, err
-	}
-	return text, nil
 }
 
 func (p *publishing) indexed(m *spec.Manifest) IndexedHost {
@@ -396,7 +379,15 @@ func (p *publishing) removeOld(context.Context) error {
 			}
 		}
 	}
-	return p.removeWads(named)
+	p.next.Retired, err = p.wadFolder().Retire(named, p.old.Retired, p.Now())
+	return err
+}
+
+func (p *publishing) wadFolder() *WadFolder { return &WadFolder{Out: p.Out, Wads: p.wads, Log: p.Log} }
+
+func (p *publishing) writeWads(ctx context.Context) (err error) {
+	p.result.Wads, err = p.wadFolder().Write(ctx, p.manifests)
+	return err
 }
 
 func (p *publishing) writeIndex(context.Context) error {

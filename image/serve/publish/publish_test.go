@@ -1,7 +1,6 @@
 package publish
 
 import (
-	"bytes"
 	"context"
 	"crypto/rand"
 	"encoding/json"
@@ -10,6 +9,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"sync"
 	"syscall"
@@ -23,6 +23,7 @@ import (
 	"reassure/image/resolve"
 	"reassure/image/sign"
 	"reassure/image/spec"
+	"reassure/image/wad"
 )
 
 const (
@@ -149,7 +150,7 @@ func TestPublish(t *testing.T) {
 	old := syscall.Umask(0o077)
 	defer syscall.Umask(old)
 	r := l.publish()
-	if len(r.Hosts) != 2 || !r.Hosts[0].New || r.Wads != 1 || len(r.Boot) != 2 {
+	if len(r.Hosts) != 2 || !r.Hosts[0].New || r.Wads != 1 || len(r.Boot) != 6 {
 		t.Errorf("%+v", r)
 	}
 	m := l.manifest(first)
@@ -175,25 +176,29 @@ func TestPublish(t *testing.T) {
 		}
 	}
 	// What a PC does: the wad at the address that the manifest gives.
-	wad, err := os.ReadFile(filepath.Join(l.out, m.Wads[0].URLs[0]))
-	if err != nil || spec.Sum(wad) != m.Wads[0].SHA256 {
+	text, err := os.ReadFile(filepath.Join(l.out, m.Wads[0].URLs[0]))
+	if err != nil || spec.Sum(text) != m.Wads[0].SHA256 {
 		t.Errorf("wad: %v", err)
 	}
 	source, _ := os.Stat(filepath.Join(l.site, "wads/base.tar"))
 	if there, err := os.Stat(filepath.Join(l.out, m.Wads[0].URLs[0])); err != nil || !os.SameFile(source, there) {
 		t.Error("the wad takes room twice on one file system")
 	}
-	for _, boot := range []string{"default", "remote.boot"} {
-		text, err := os.ReadFile(filepath.Join(l.tftp, "pxelinux.cfg", boot))
+	for _, boot := range []string{
+		"pxelinux.cfg/default", "pxelinux.cfg/remote.boot", "grub/grub.cfg", "grub/remote.cfg", "ipxe/boot.ipxe", "ipxe/remote.ipxe",
+	} {
+		text, err := os.ReadFile(filepath.Join(l.tftp, boot))
 		if err != nil || bootfiles.WrittenBy(text) != bootfiles.Publish {
 			t.Errorf("%s: %q, %v", boot, text, err)
 		}
 	}
-	if text, _ := os.ReadFile(filepath.Join(l.tftp, "pxelinux.cfg/remote.boot")); !bytes.Contains(text, []byte(" reassure.url=http://172.30.0.5/reassure\n")) {
-		t.Errorf("remote.boot: %s", text)
+	for _, boot := range []string{"pxelinux.cfg/remote.boot", "grub/remote.cfg", "ipxe/remote.ipxe"} {
+		if text, _ := os.ReadFile(filepath.Join(l.tftp, boot)); !regexp.MustCompile(`(?m) reassure\.url=http://172\.30\.0\.5/reassure( |$)`).Match(text) {
+			t.Errorf("%s: %s", boot, text)
+		}
 	}
 	// A web server that is nobody can read all of it.
-	for _, dir := range []string{l.out, filepath.Join(l.tftp, "pxelinux.cfg")} {
+	for _, dir := range []string{l.out, filepath.Join(l.tftp, "pxelinux.cfg"), filepath.Join(l.tftp, "grub"), filepath.Join(l.tftp, "ipxe")} {
 		if err := filepath.WalkDir(dir, func(path string, e fs.DirEntry, err error) error {
 			if err != nil {
 				return err
@@ -210,6 +215,19 @@ func TestPublish(t *testing.T) {
 		}); err != nil {
 			t.Fatal(err)
 		}
+	}
+}
+
+// A manifest binds the index of a wad that has one.
+func TestPublishIndex(t *testing.T) {
+	l := newLab(t)
+	x, err := wad.PackFolder(t.Context(), t.TempDir(), filepath.Join(l.site, "wads/base.tar"), wad.FolderOptions{}, wad.PackOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	l.publish()
+	if got := l.manifest(first).Wads[0]; got.Index == nil || *got.Index != x.Bound() {
+		t.Errorf("index %+v; want %+v", got.Index, x.Bound())
 	}
 }
 
@@ -403,6 +421,7 @@ func TestNothingIsWrittenOnMistakes(t *testing.T) {
 			l.put("templates/debian/hostname", `{{if eq .Name "exp02"}}{{.Vars.x}}{{end}}`)
 		}, "no variable x"},
 		{"wad", func(l *lab) { os.Remove(filepath.Join(l.site, "wads/base.tar")) }, "there is no wad"},
+		{"nobody to ask", func(l *lab) { l.put("profiles/tiny.yaml", tiny+"approve: same\n") }, "approve: same"},
 		{"private key", func(l *lab) { l.put("templates/debian/hostname", "-----BEGIN PRIVATE KEY-----\n") }, "private key"},
 		{"command line", func(l *lab) {
 			l.put("site.yaml", strings.Replace(siteYAML, "hosts:", "  command_line: "+strings.Repeat("x", 3000)+"\nhosts:", 1))

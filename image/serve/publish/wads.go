@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"log/slog"
 	"os"
 	"path/filepath"
 	"regexp"
@@ -17,10 +18,23 @@ import (
 	"reassure/image/spec"
 )
 
-// writeWads puts every wad that a manifest names below Out.
-func (p *publishing) writeWads(ctx context.Context) error {
+// WadFolder is a folder that holds the wads that manifests name, each at the
+// place that the manifest gives it ([resolve.PublishedWad]).
+type WadFolder struct {
+	Out  string        // the folder
+	Wads *resolve.Wads // the site's, measured
+	// Copy has files copied that could be links: whoever writes into the site's
+	// file then leaves what PCs are being reimaged with as it was. Where the file
+	// system can, the two share their blocks.
+	Copy bool
+	Log  *slog.Logger
+}
+
+// Write puts every wad that a manifest names below the folder, and returns how
+// many were not there yet.
+func (f *WadFolder) Write(ctx context.Context, manifests []*spec.Manifest) (written int, err error) {
 	done := map[string]bool{}
-	for _, m := range p.manifests {
+	for _, m := range manifests {
 		for _, w := range m.Wads {
 			name := resolve.PublishedWad(w.Name, w.SHA256)
 			if done[name] {
@@ -28,54 +42,57 @@ func (p *publishing) writeWads(ctx context.Context) error {
 			}
 			done[name] = true
 			if err := ctx.Err(); err != nil {
-				return err
+				return written, err
 			}
-			if err := p.writeWad(name, w); err != nil {
-				return fmt.Errorf("wad %s: %w", w.Name, err)
+			fresh, err := f.write(name, w)
+			if err != nil {
+				return written, fmt.Errorf("wad %s: %w", w.Name, err)
+			}
+			if fresh {
+				written++
 			}
 		}
 	}
-	return nil
+	return written, nil
 }
 
-func (p *publishing) writeWad(name string, w spec.Wad) error {
-	source, err := filepath.EvalSymlinks(p.wads.Path(w.Name))
+func (f *WadFolder) write(name string, w spec.Wad) (fresh bool, err error) {
+	source, err := filepath.EvalSymlinks(f.Wads.Path(w.Name))
 	if err != nil {
-		return err
+		return false, err
 	}
 	from, err := os.Stat(source)
 	if err != nil {
-		return err
+		return false, err
 	}
-	target := filepath.Join(p.Out, filepath.FromSlash(name))
+	target := filepath.Join(f.Out, filepath.FromSlash(name))
 	if there, err := os.Lstat(target); err == nil && there.Mode().IsRegular() {
 		// A copy has its source's time: one that somebody wrote to has not.
 		if os.SameFile(from, there) || from.Size() == there.Size() && from.ModTime().Equal(there.ModTime()) {
-			return nil
+			return false, nil
 		}
 	}
 	if err := folder(filepath.Dir(target)); err != nil {
-		return err
+		return false, err
 	}
-	if !p.wads.Unchanged(w.Name) {
-		return errors.New("changed since it was read: publish again when it is complete")
+	if !f.Wads.Unchanged(w.Name) {
+		return false, errors.New("changed since it was read: publish again when it is complete")
 	}
-	p.Log.Info("publishing wad", "file", w.Name, "size", w.Size)
+	f.Log.Info("publishing wad", "file", w.Name, "size", w.Size)
 	// A link has the file's own mode; the server must be able to read it.
 	linked := false
-	if from.Mode().Perm()&0o004 != 0 {
+	if !f.Copy && from.Mode().Perm()&0o004 != 0 {
 		linked = link(source, target) == nil
 	}
 	if !linked {
 		if err := copyFile(source, target, from); err != nil {
-			return err
+			return false, err
 		}
 	}
-	if !p.wads.Unchanged(w.Name) {
-		return errors.Join(errors.New("was changed while it was published: publish again when it is complete"), os.Remove(target))
+	if !f.Wads.Unchanged(w.Name) {
+		return false, errors.Join(errors.New("was changed while it was published: publish again when it is complete"), os.Remove(target))
 	}
-	p.result.Wads++
-	return nil
+	return true, nil
 }
 
 // link makes target another name of source, atomically.
@@ -116,19 +133,21 @@ func copyFile(source, target string, info fs.FileInfo) error {
 // wadName is what [resolve.PublishedWad] gives to wads.
 var wadName = regexp.MustCompile(`^wads/[0-9a-f]{12}/`)
 
-// removeWads retires wads that are no longer named, and removes those that have
-// been retired for long enough.
-func (p *publishing) removeWads(named map[string]bool) error {
-	root := filepath.Join(p.Out, resolve.WadsFolder)
-	now := p.Now().UTC().Truncate(time.Second)
-	return filepath.WalkDir(root, func(path string, e fs.DirEntry, err error) error {
+// Retire removes wads that have not been named for a day, for PCs may still be
+// reimaging with one. named are those in use, and retired those that were not at
+// the last call, with the time since when; it returns what retired is from now on.
+func (f *WadFolder) Retire(named map[string]bool, retired map[string]time.Time, now time.Time) (map[string]time.Time, error) {
+	root := filepath.Join(f.Out, resolve.WadsFolder)
+	now = now.UTC().Truncate(time.Second)
+	next := map[string]time.Time{}
+	err := filepath.WalkDir(root, func(path string, e fs.DirEntry, err error) error {
 		if errors.Is(err, fs.ErrNotExist) && path == root {
 			return nil // a site without hosts has no wads
 		}
 		if err != nil || !e.Type().IsRegular() {
 			return err
 		}
-		name, err := filepath.Rel(p.Out, path)
+		name, err := filepath.Rel(f.Out, path)
 		if err != nil {
 			return err
 		}
@@ -136,18 +155,15 @@ func (p *publishing) removeWads(named map[string]bool) error {
 		if named[name] || !wadName.MatchString(name) {
 			return nil
 		}
-		since, ok := p.old.Retired[name]
+		since, ok := retired[name]
 		if !ok {
 			since = now
 		}
 		if now.Sub(since) < keepWads {
-			if p.next.Retired == nil {
-				p.next.Retired = map[string]time.Time{}
-			}
-			p.next.Retired[name] = since
+			next[name] = since
 			return nil
 		}
-		p.Log.Info("removing wad that is no longer used", "file", name)
+		f.Log.Info("removing wad that is no longer used", "file", name)
 		if err := os.Remove(path); err != nil {
 			return err
 		}
@@ -158,4 +174,8 @@ func (p *publishing) removeWads(named map[string]bool) error {
 		}
 		return nil
 	})
+	if len(next) == 0 {
+		next = nil
+	}
+	return next, err
 }

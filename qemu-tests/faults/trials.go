@@ -1,0 +1,281 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"os"
+	"path/filepath"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"reassure/image/spec"
+	qemutests "reassure/qemu-tests"
+)
+
+// kills is how many PCs are switched off for real.
+const kills = 10
+
+// bootEvery is how many rebuilt disks are judged by reading for one that is booted, too.
+const bootEvery = 10
+
+// trials are all: every kind in turn, so that a share has some of each.
+func (s *stage) trials(count int) []qemutests.Trial {
+	var all []qemutests.Trial
+	add := func(name string, run func(ctx context.Context, dir string, facts map[string]string) error) {
+		all = append(all, qemutests.Trial{Name: name, Run: func(ctx context.Context, p *qemutests.Programs, dir string, facts map[string]string) error {
+			if err := errors.Join(s.set(ctx, p), os.MkdirAll(dir, 0o755)); err != nil {
+				return err
+			}
+			return run(ctx, dir, facts)
+		}})
+	}
+	modes := []string{full, delta}
+	for i := range count {
+		mode, n := modes[i%2], i/2
+		add(fmt.Sprintf("power/%s/%03d", mode, n), func(ctx context.Context, dir string, facts map[string]string) error {
+			return s.power(ctx, dir, mode, uint64(n), facts)
+		})
+	}
+	for i := range kills {
+		mode := modes[i%2]
+		add(fmt.Sprintf("kill/%d", i), func(ctx context.Context, dir string, facts map[string]string) error {
+			return s.kill(ctx, dir, mode, uint64(i), facts)
+		})
+	}
+	for _, f := range faults() {
+		for _, mode := range modes {
+			add(f.name+" "+mode, func(ctx context.Context, dir string, facts map[string]string) error {
+				return s.fault(ctx, dir, mode, f, facts)
+			})
+		}
+	}
+	return all
+}
+
+// power rebuilds a disk as a power cut leaves it.
+func (s *stage) power(ctx context.Context, dir, mode string, n uint64, facts map[string]string) (err error) {
+	writes, err := qemutests.ReadWrites(s.logs[mode])
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, writes.Close()) }()
+	random := rand.New(rand.NewPCG(n, uint64(len(mode))))
+	all := len(writes.Entries)
+	// The first and the last writes decide about what boots; the many between do not.
+	var at int
+	switch n % 5 {
+	case 0:
+		at = random.IntN(all + 1)
+	case 1:
+		at = random.IntN(min(all, 60) + 1)
+	case 2:
+		at = random.IntN(min(all, 3) + 1)
+	case 3:
+		at = all - random.IntN(min(all, 200)+1)
+	case 4:
+		at = all - random.IntN(min(all, 6)+1)
+	}
+	facts["moment"] = fmt.Sprintf("after write %d of %d, %d not flushed", at, all, at-writes.Durable(at))
+	disk, err := s.copy(ctx, filepath.Join(dir, "disk"))
+	if err != nil {
+		return err
+	}
+	f, err := os.OpenFile(disk.Path(), os.O_RDWR, 0)
+	if err != nil {
+		return err
+	}
+	if err := errors.Join(writes.Replay(f, 0, writes.Durable(at)), writes.Cut(f, at, random), f.Close()); err != nil {
+		return err
+	}
+	facts["verified"] = "read"
+	if facts["outcome"], err = s.judge(ctx, mode, disk, false); err != nil {
+		return err
+	}
+	if n%bootEvery != 0 {
+		return nil
+	}
+	facts["verified"] = "read, booted"
+	return s.boot(ctx, dir, mode, disk, facts["outcome"])
+}
+
+// powerOn switches a PC on that is to get the new system, from a server with faults. Off
+// ends both.
+func (s *stage) powerOn(ctx context.Context, dir, mode string, m qemutests.Machine, faults ...qemutests.Fault) (lab *qemutests.Lab, vm *qemutests.VM, off func(), err error) {
+	if lab, err = s.lab(ctx, filepath.Join(dir, "lab"), mode, "second"); err != nil {
+		return nil, nil, nil, err
+	}
+	lab.Web.Break(faults...)
+	if vm, err = lab.PowerOn(ctx, nil, m); err != nil {
+		return nil, nil, nil, errors.Join(err, lab.Web.Close())
+	}
+	return lab, vm, func() {
+		_ = vm.Kill()       // it was judged by what it left
+		_ = lab.Web.Close() // and nobody asks any more
+	}, nil
+}
+
+// boot switches a PC on whose disk comes first, and which is to be reimaged. A disk that
+// boots does, and one that does not is made whole.
+func (s *stage) boot(ctx context.Context, dir, mode string, disk *qemutests.Disk, outcome string) error {
+	ctx, cancel := context.WithTimeoutCause(ctx, runTime, fmt.Errorf("not within %v", runTime))
+	defer cancel()
+	_, vm, off, err := s.powerOn(ctx, dir, mode, qemutests.Machine{Disks: []*qemutests.Disk{disk}, DiskFirst: true})
+	if err != nil {
+		return err
+	}
+	defer off()
+	if outcome == noBoot {
+		if _, err := vm.Expect(ctx, doneLine, panicked, loginLine); err != nil {
+			return err
+		}
+	}
+	_, err = vm.Expect(ctx, loginLine, panicked, doneLine)
+	return err
+}
+
+// kill switches a PC off in the middle of its reimage.
+func (s *stage) kill(ctx context.Context, dir, mode string, n uint64, facts map[string]string) error {
+	random := rand.New(rand.NewPCG(n, 7))
+	disk, err := s.copy(ctx, filepath.Join(dir, "disk"))
+	if err != nil {
+		return err
+	}
+	if err := s.half(ctx, dir, mode, disk, time.Duration(random.Int64N(int64(20*time.Second))), facts); err != nil {
+		return err
+	}
+	facts["verified"] = "read, booted"
+	if facts["outcome"], err = s.judge(ctx, mode, disk, true); err != nil {
+		return err
+	}
+	return s.boot(ctx, filepath.Join(dir, "again"), mode, disk, facts["outcome"])
+}
+
+// half pulls the plug some time after the plan is known, at the latest when all is done.
+func (s *stage) half(ctx context.Context, dir, mode string, disk *qemutests.Disk, after time.Duration, facts map[string]string) error {
+	ctx, cancel := context.WithTimeoutCause(ctx, runTime, fmt.Errorf("not within %v", runTime))
+	defer cancel()
+	lab, vm, off, err := s.powerOn(ctx, dir, mode, qemutests.Machine{Disks: []*qemutests.Disk{disk}, NoReboot: true})
+	if err != nil {
+		return err
+	}
+	defer off()
+	if _, err := lab.Web.Event(ctx, spec.EventPlan); err != nil {
+		return err
+	}
+	waiting, stop := context.WithTimeout(ctx, after)
+	defer stop()
+	facts["moment"] = fmt.Sprintf("%.1f s after the plan", after.Seconds())
+	if vm.Wait(waiting) == nil {
+		facts["moment"] += ", when all was done"
+	}
+	return vm.Kill()
+}
+
+// written is the sector of a random write of the reimage that was logged: others write it, too.
+func (s *stage) written(mode string, random *rand.Rand) (sector int64, err error) {
+	writes, err := qemutests.ReadWrites(s.logs[mode])
+	if err != nil {
+		return 0, err
+	}
+	for {
+		w := writes.Entries[random.IntN(len(writes.Entries))]
+		if w.Length > 0 && !w.Discard {
+			return w.At / 512, writes.Close()
+		}
+	}
+}
+
+// held is a sector where a disk holds something.
+func held(file string, random *rand.Rand) (sector int64, err error) {
+	f, err := os.Open(file)
+	if err != nil {
+		return 0, err
+	}
+	defer f.Close()
+	for {
+		at, err := unix.Seek(int(f.Fd()), random.Int64N(int64(diskSize)), unix.SEEK_DATA)
+		if errors.Is(err, unix.ENXIO) {
+			continue // nothing from there on
+		}
+		return at / 4096 * 8, err
+	}
+}
+
+// fault reimages a PC that has a fault, until it has its new system, or has given up.
+func (s *stage) fault(ctx context.Context, dir, mode string, f fault, facts map[string]string) error {
+	ctx, cancel := context.WithTimeoutCause(ctx, 2*runTime, fmt.Errorf("it came to no end within %v", 2*runTime))
+	defer cancel()
+	disk, err := s.copy(ctx, filepath.Join(dir, "disk"))
+	if err != nil {
+		return err
+	}
+	before, err := disk.Sum()
+	if err != nil {
+		return err
+	}
+	m := qemutests.Machine{Disks: []*qemutests.Disk{disk}, NoReboot: true}
+	random := rand.New(rand.NewPCG(uint64(len(f.name)), uint64(len(mode))))
+	var broken []qemutests.Fault
+	if f.server != nil {
+		broken = f.server(random)
+	}
+	if f.pc != nil {
+		f.pc(&m)
+	}
+	if f.disk != nil {
+		written, err := s.written(mode, random)
+		if err != nil {
+			return err
+		}
+		held, err := held(disk.Path(), random)
+		if err != nil {
+			return err
+		}
+		disk.Errors = f.disk(written, held)
+		facts["moment"] = disk.Errors
+	}
+	_, vm, off, err := s.powerOn(ctx, dir, mode, m, broken...)
+	if err != nil {
+		return err
+	}
+	defer off()
+	// Done or given up, the PC switches itself off: its profile says so of both. Without a
+	// manifest it has no profile, and goes on into its own system, which would write.
+	if _, err := vm.Expect(ctx, ownSystem, panicked); err == nil {
+		err = errors.Join(vm.Pause(), vm.Kill())
+		if err != nil {
+			return err
+		}
+	} else if ctx.Err() != nil || vm.Wait(ctx) != nil {
+		return err
+	}
+	done := doneLine.MatchString(vm.Text())
+	facts["said"] = "failed"
+	if done {
+		facts["said"] = "done"
+	}
+	if panicked.MatchString(vm.Text()) {
+		return errors.New("there was a panic on the console")
+	}
+	facts["verified"] = "read"
+	if facts["outcome"], err = s.judge(ctx, mode, disk, true); err != nil {
+		return err
+	}
+	after, err := disk.Sum()
+	switch {
+	case err != nil:
+		return err
+	case done != (facts["outcome"] == newSystem):
+		return fmt.Errorf("the PC said that it is %s, and its disk: %s", facts["said"], facts["outcome"])
+	case f.untouched && after != before:
+		return errors.New("the disk was written to")
+	case f.breaks && done:
+		return errors.New("the fault is one that a reimage must fail of, and this one did not")
+	case f.works && !done:
+		return errors.New("the fault is one that a reimage gets over, and this one did not")
+	}
+	return nil
+}
