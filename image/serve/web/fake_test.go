@@ -47,9 +47,10 @@ type fake struct {
 	logs     map[string]string
 	rollouts []api.Rollout
 	unknown  []api.Unknown
-	events   []string // "HOST KIND"
-	calls    []string // what was asked for, and by whom
-	fail     error    // of the next change
+	events   []string                      // "HOST KIND"
+	calls    []string                      // what was asked for, and by whom
+	fail     error                         // of the next change
+	capture  func(tarball io.Reader) error // takes a capture in place of what follows
 	viewers  []chan string
 }
 
@@ -394,6 +395,9 @@ func (f *fake) Errand(_ context.Context, r api.ErrandRequest, by string) ([]api.
 func (f *fake) Capture(_ context.Context, token string, from netip.Addr, host string, tarball io.Reader) (api.Captured, error) {
 	if token != manifestToken {
 		return api.Captured{}, fmt.Errorf("%s: not its token: %w", host, api.ErrForbidden)
+	}
+	if f.capture != nil {
+		return api.Captured{}, f.capture(tarball)
 	}
 	n, err := io.Copy(io.Discard, tarball)
 	if err != nil {

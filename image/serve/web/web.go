@@ -202,7 +202,9 @@ const (
 	// stallTime is how long a client may take for the next piece of an answer.
 	stallTime = 2 * time.Minute
 	idleTime  = 2 * time.Minute // between requests
-	closeTime = 5 * time.Second // for answers under way when the server ends
+	// lingerTime is how long the rest of a refused upload is taken.
+	lingerTime = 5 * time.Second
+	closeTime  = 5 * time.Second // for answers under way when the server ends
 )
 
 // HTTP returns a server with the time limits that this one needs. Requests end
@@ -280,7 +282,7 @@ func (s *Server) routes(local bool) http.Handler {
 
 	add("GET "+b+"/manifests/{file}", "manifests", s.refuseText, s.manifest)
 	add("POST "+b+"/events/{host}", "events", s.refuseAPI, s.event)
-	add("PUT "+b+"/captures/{host}", "captures", s.refuseText, s.capture)
+	add("PUT "+b+"/captures/{host}", "captures", s.refuseUpload, s.capture)
 	add("GET "+b+"/boot/{path...}", "boot", s.refuseText, s.tree("boot", s.o.Boot))
 	add("GET "+b+"/wads/{path...}", "wads", s.refuseText, s.tree("wads", s.o.Wads))
 
@@ -392,6 +394,15 @@ func statusOf(err error) int {
 func (s *Server) refuseText(c *call, err error) {
 	c.w.Header().Set("Cache-Control", "no-store")
 	http.Error(c.w, err.Error(), statusOf(err))
+}
+
+// refuseUpload refuses, and takes for a while what the client still sends: a
+// connection that is closed before is reset, and the client may never read why.
+func (s *Server) refuseUpload(c *call, err error) {
+	s.refuseText(c, err)
+	_ = c.w.control.Flush()
+	_ = c.w.control.SetReadDeadline(time.Now().Add(lingerTime)) // only tests have none
+	_, _ = io.Copy(io.Discard, c.r.Body)
 }
 
 // text answers with plain text.

@@ -28,6 +28,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
+	"reassure/image/fetch"
 	"reassure/image/serve/api"
 	"reassure/image/spec"
 )
@@ -417,6 +418,28 @@ func TestAgents(t *testing.T) {
 		})
 	}
 }
+
+// A PC that is told no in the middle of its upload reads why.
+func TestRefusedUpload(t *testing.T) {
+	s := newSite(t, nil)
+	s.lab.capture = func(tarball io.Reader) error {
+		if _, err := io.CopyN(io.Discard, tarball, 1<<20); err != nil {
+			return err
+		}
+		return errors.New("the disk is full")
+	}
+	c := fetch.Client{Token: manifestToken}
+	for range 20 {
+		_, err := c.Send(t.Context(), s.url+"/captures/exp01", io.LimitReader(zeros{}, 256<<20))
+		if err == nil || !strings.Contains(err.Error(), "answers 500") || !strings.Contains(err.Error(), "the disk is full") {
+			t.Fatalf("a refused upload = %v, want the reason", err)
+		}
+	}
+}
+
+type zeros struct{}
+
+func (zeros) Read(p []byte) (int, error) { return len(p), nil }
 
 func TestAPI(t *testing.T) {
 	auth := []string{"Authorization", "Bearer secret", "Content-Type", "application/json"}
