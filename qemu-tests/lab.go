@@ -28,9 +28,15 @@ type Programs struct {
 	Image    string // folder with bzImage, initramfs, image.json and tftproot
 }
 
-// Build makes the operator's program and the image of flavour vm, with a signing
+// Flavours of the image: what virtual PCs need, and what every PC needs.
+const (
+	FlavourVM   = "vm"
+	FlavourFull = "full"
+)
+
+// Build makes the operator's program and the image of a flavour, with a signing
 // key of their own: whoever runs this keeps theirs out of it.
-func Build(ctx context.Context, tree, dir string) (*Programs, error) {
+func Build(ctx context.Context, tree, dir, flavour string) (*Programs, error) {
 	p := &Programs{Tree: tree, Dir: dir, Reassure: filepath.Join(dir, "reassure"), Image: filepath.Join(dir, "image")}
 	mkimage := filepath.Join(dir, "mkimage")
 	// What a site that wants deltas of such an image writes.
@@ -46,7 +52,7 @@ func Build(ctx context.Context, tree, dir string) (*Programs, error) {
 	for _, args := range [][]string{
 		{"go", "build", "-o", p.Reassure, "./cmds/reassure"},
 		{"go", "build", "-o", mkimage, "./cmds/mkimage"},
-		{mkimage, "build", "-flavour", "vm", "-config", config, "-out", p.Image},
+		{mkimage, "build", "-flavour", flavour, "-config", config, "-out", p.Image},
 	} {
 		var out bytes.Buffer
 		err := command.Command{Args: args, Dir: tree, Env: p.Env(), Stdout: &out, Timeout: 10 * time.Minute}.Run(ctx)

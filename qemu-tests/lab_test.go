@@ -61,7 +61,7 @@ func programs(t testing.TB) *Programs {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if shared.programs, err = Build(t.Context(), tree, shared.dir); err != nil {
+	if shared.programs, err = Build(t.Context(), tree, shared.dir, FlavourVM); err != nil {
 		t.Fatal(err)
 	}
 	return shared.programs

@@ -48,6 +48,9 @@ const (
 
 // Trials is a program that tries many things. Its flags are those of [Trials.Register].
 type Trials struct {
+	// Flavour is that of the image that the PCs boot.
+	Flavour string
+
 	out, only   string
 	share       int
 	list, again bool
@@ -111,7 +114,7 @@ func (t *Trials) Run(ctx context.Context, stdout io.Writer, all []Trial) (err er
 		return err
 	}
 	defer func() { err = errors.Join(err, os.RemoveAll(dir)) }()
-	programs, err := Build(ctx, tree, dir)
+	programs, err := Build(ctx, tree, dir, t.Flavour)
 	if err != nil {
 		return err
 	}

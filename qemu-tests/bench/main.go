@@ -381,7 +381,7 @@ func (b *bench) imageTimes(ctx context.Context) error {
 // endToEnd reimages a PC with the debian wad, in turn with the same job in shell.
 func (b *bench) endToEnd(ctx context.Context) error {
 	var err error
-	if b.programs, err = qemutests.Build(ctx, b.tree, b.dir); err != nil {
+	if b.programs, err = qemutests.Build(ctx, b.tree, b.dir, qemutests.FlavourVM); err != nil {
 		return err
 	}
 	file, err := b.programs.Wad(ctx, "debian", "debian.tar.zst")

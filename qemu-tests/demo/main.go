@@ -58,7 +58,7 @@ func run(ctx context.Context, stdout io.Writer) (err error) {
 	}
 	d := &demo{out: stdout}
 	d.say("Building the image and a small wad (the first time takes a few minutes)")
-	programs, err := qemutests.Build(ctx, tree, dir)
+	programs, err := qemutests.Build(ctx, tree, dir, qemutests.FlavourVM)
 	if err != nil {
 		return err
 	}

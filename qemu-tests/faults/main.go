@@ -57,7 +57,7 @@ func main() {
 }
 
 func run(ctx context.Context, args []string, stdout io.Writer) error {
-	var trials qemutests.Trials
+	trials := qemutests.Trials{Flavour: qemutests.FlavourVM}
 	flags := flag.NewFlagSet("faults", flag.ContinueOnError)
 	trials.Register(flags, "faults.json")
 	count := flags.Int("count", 200, "`number` of power cuts that are tried on a disk's log of writes")

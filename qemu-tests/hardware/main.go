@@ -41,7 +41,7 @@ func main() {
 }
 
 func run(ctx context.Context, args []string) error {
-	var trials qemutests.Trials
+	trials := qemutests.Trials{Flavour: qemutests.FlavourFull}
 	flags := flag.NewFlagSet("hardware", flag.ContinueOnError)
 	trials.Register(flags, "hardware.json")
 	if err := flags.Parse(args); err != nil {

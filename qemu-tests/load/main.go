@@ -58,7 +58,7 @@ func run(ctx context.Context, args []string, stdout io.Writer) (err error) {
 	if err != nil {
 		return err
 	}
-	programs, err := qemutests.Build(ctx, tree, dir)
+	programs, err := qemutests.Build(ctx, tree, dir, qemutests.FlavourVM)
 	if err != nil {
 		return err
 	}
