@@ -92,7 +92,7 @@ func (r row) driver() string {
 	case "rtl8139":
 		return "8139cp"
 	case usbNet:
-		return "rndis_host"
+		return "cdc_ether"
 	}
 	return r.nic
 }
