@@ -91,11 +91,11 @@ func (t *trial) run(ctx context.Context) error {
 
 // prepare makes the row's lab, and what is on the PC's disks.
 func (t *trial) prepare(ctx context.Context) error {
-	kind, wad := "small", "small.tar.zst"
+	profile, wad, kind := "small", "small.tar.zst", "generic"
 	if t.odd == realSystem {
-		kind, wad = "debian", "debian.tar.zst"
+		profile, wad, kind = "debian", "debian.tar.zst", "debian"
 	}
-	from, err := t.programs.Wad(ctx, kind, wad)
+	from, err := t.programs.Wad(ctx, kind, kind+".tar.zst")
 	if err != nil {
 		return err
 	}
@@ -103,7 +103,7 @@ func (t *trial) prepare(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	setup := qemutests.Setup{Profile: kind, Files: map[string]string{}}
+	setup := qemutests.Setup{Profile: profile, Files: map[string]string{}}
 	t.machine = t.row.machine()
 	if t.loader() {
 		setup.Others = []spec.MAC{qemutests.LoaderMAC}
