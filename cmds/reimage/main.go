@@ -169,6 +169,9 @@ func reimageThis(ctx context.Context, options cmdline.Options, screen *logs.Scre
 	if err := mount.Early(); err != nil {
 		log.Warn("a mount that may be missed", "error", err)
 	}
+	if err := mount.Writeback(); err != nil {
+		log.Warn("this takes longer", "error", err)
+	}
 	keys, err := sign.LoadKeyring(os.DirFS(spec.ImageKeys))
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return spec.Hold, err

@@ -76,21 +76,6 @@ func (w *Writer) Close() error {
 	return unix.Close(w.root)
 }
 
-// Flush writes what was written to the tree's file system to its disk, and
-// waits for it. It may be called while others write.
-func (w *Writer) Flush() error {
-	// syncfs(2) takes no O_PATH descriptor.
-	fd, err := w.openFolder(".", unix.O_RDONLY)
-	if err != nil {
-		return fmt.Errorf("flush the tree: %w", err)
-	}
-	defer unix.Close(fd)
-	if err := unix.Syncfs(fd); err != nil {
-		return fmt.Errorf("flush the tree: %w: the disk does not take it", err)
-	}
-	return nil
-}
-
 // place finds where an entry goes, and waits until no earlier file of that
 // name is under way. The caller holds mu, and lets the folder go by unuse.
 func (w *Writer) place(path string) (name, error) {

@@ -12,7 +12,6 @@ import (
 	"runtime"
 	"strings"
 	"sync"
-	"sync/atomic"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -76,7 +75,6 @@ func unpack(ctx context.Context, root string, o Options, open func(context.Conte
 	if err != nil {
 		cancel(err)
 	}
-	x.flusher.Wait()
 	// Whatever failed first is the cause of what failed after it.
 	if first := x.writers.wait(); first != nil {
 		err = first
@@ -104,30 +102,6 @@ type extraction struct {
 	stats    Stats
 	reported time.Time
 	stripped bool // said so
-
-	flusher  sync.WaitGroup
-	flushing atomic.Bool
-	flushed  spec.Size // of stats.Bytes, when it last began
-}
-
-// flushEvery is how many bytes of content are written between two flushes: each
-// has the file system commit its journal and the disk empty its cache.
-const flushEvery = 256 * spec.MiB
-
-// flush has what was written so far go to the disk meanwhile. The kernel by
-// itself keeps a tenth of the memory back, so that on a PC with 16 GiB the disk
-// would be idle until most wads are decompressed.
-func (x *extraction) flush() {
-	if x.stats.Bytes-x.flushed < flushEvery || !x.flushing.CompareAndSwap(false, true) {
-		return
-	}
-	x.flushed = x.stats.Bytes
-	x.flusher.Go(func() {
-		defer x.flushing.Store(false)
-		if err := x.tree.Flush(); err != nil {
-			x.writers.cancel(err)
-		}
-	})
 }
 
 func (x *extraction) archive() error {
@@ -156,7 +130,6 @@ func (x *extraction) archive() error {
 			return &EntryError{h.Name, err}
 		}
 		x.stats.Entries++
-		x.flush()
 		x.report(false)
 	}
 }
@@ -302,7 +275,6 @@ func (x *extraction) file(r *tar.Reader, h *tar.Header, e *tree.Entry) error {
 		if err := job.send(x.ctx, p); err != nil {
 			return err
 		}
-		x.flush()
 		x.report(false)
 	}
 	return nil

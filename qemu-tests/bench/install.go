@@ -276,6 +276,11 @@ func (b *bench) ours(ctx context.Context, dir string, size spec.Size, w wads) (t
 		return 0, 0, err
 	}
 	bound := w.index.Bound()
+	restore, err := writeback()
+	if err != nil {
+		return 0, 0, err
+	}
+	defer func() { err = errors.Join(err, restore()) }()
 	err = b.onFileSystem(ctx, dir, size, func(root string) error {
 		start := time.Now()
 		out, err := command.Command{Args: []string{
@@ -290,6 +295,19 @@ func (b *bench) ours(ctx context.Context, dir string, size spec.Size, w wads) (t
 		return err
 	})
 	return took, peak, err
+}
+
+// writeback has this machine's kernel write as early as the reimager's does.
+func writeback() (restore func() error, err error) {
+	const ratio = "/proc/sys/vm/dirty_background_ratio" // 0 where bytes are what counts
+	before, err := os.ReadFile(ratio)
+	if err != nil {
+		return nil, err
+	}
+	if strings.TrimSpace(string(before)) == "0" {
+		return nil, errors.New("vm.dirty_background_bytes is set: set vm.dirty_background_ratio, which is put back afterwards")
+	}
+	return func() error { return os.WriteFile(ratio, before, 0) }, mount.Writeback()
 }
 
 // theirs does the same by curl, zstd and tar.
