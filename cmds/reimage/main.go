@@ -5,6 +5,7 @@
 //
 //	/usr/lib/reassure/reimage
 //	reimage inspect <INSPECTION
+//	reboot
 //
 // Description:
 //
@@ -20,6 +21,9 @@
 //	(reassure verify --running): with inspect it reads what the disk should hold
 //	(spec.Inspection, as JSON), writes what differs (spec.Verified), and changes
 //	nothing.
+//
+//	By the name of reboot, which the image has for people who log in for a rescue, it
+//	starts the PC anew.
 //
 // Kernel parameters:
 //
@@ -43,6 +47,7 @@ import (
 	"log/slog"
 	"os"
 	"os/signal"
+	"path/filepath"
 	"runtime/debug"
 	"slices"
 	"syscall"
@@ -60,7 +65,10 @@ import (
 
 func main() {
 	do := run
-	if slices.Equal(os.Args[1:], []string{"inspect"}) {
+	switch {
+	case filepath.Base(os.Args[0]) == "reboot":
+		do = func(context.Context) error { return power.Reboot() }
+	case slices.Equal(os.Args[1:], []string{"inspect"}):
 		do = inspect
 	}
 	if err := do(context.Background()); err != nil {
