@@ -109,8 +109,8 @@ type Reimager struct {
 	own                 []string    // files that a delta has kept, and that make the PC the one that it is
 	// listen is where people log in for a rescue; nil is the network.
 	listen func(netip.AddrPort) (net.Listener, error)
-	again               bool        // a delta was begun since power-on, and failed by the network only
-	now                 string      // the current phase
+	again  bool   // a delta was begun since power-on, and failed by the network only
+	now    string // the current phase
 }
 
 // Run does the reimage, however many tries it takes, and returns what the PC

@@ -16,7 +16,7 @@ import (
 )
 
 // releasePause is how often a PC asks whether its rescue is over.
-const releasePause = 10 * time.Second
+const releasePause = 5 * time.Second
 
 // rescue lets people log in over SSH until the manifest, which is fetched again and again,
 // says that it is over; whoever is logged in may also start the PC anew. Nothing is written
