@@ -59,6 +59,7 @@ import (
 	"reassure/image/reimage/cmdline"
 	"reassure/image/reimage/mount"
 	"reassure/image/reimage/power"
+	"reassure/image/reimage/rescue"
 	"reassure/image/sign"
 	"reassure/image/spec"
 )
@@ -67,7 +68,7 @@ func main() {
 	do := run
 	switch {
 	case filepath.Base(os.Args[0]) == "reboot":
-		do = func(context.Context) error { return power.Reboot() }
+		do = reboot
 	case slices.Equal(os.Args[1:], []string{"inspect"}):
 		do = inspect
 	}
@@ -75,6 +76,15 @@ func main() {
 		fmt.Fprintln(os.Stderr, "reimage:", err)
 		os.Exit(1)
 	}
+}
+
+// reboot has a rescue end, which then starts the PC anew, and does that itself where it was
+// not started from one.
+func reboot(context.Context) error {
+	if rescue.End() == nil {
+		return nil
+	}
+	return power.Reboot()
 }
 
 // inspect compares the system that runs with what standard input says.

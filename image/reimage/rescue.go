@@ -57,26 +57,34 @@ func (r *Reimager) rescue(ctx context.Context, m *spec.Manifest, found *Installe
 	defer cancel()
 	ended := make(chan error, 1)
 	go func() { ended <- server.Serve(serving, l) }()
+	over := func(why string) (spec.Finish, *spec.Manifest, error) {
+		cancel()
+		<-ended
+		r.Screen.Done()
+		r.Log.Info("RESCUE OVER: " + why)
+		r.event(spec.Event{Kind: spec.EventErrand, Digest: m.Digest, Text: why, Phases: r.Screen.Phases()})
+		r.flush(ctx)
+		return spec.Reboot, m, nil
+	}
 	released := make(chan struct{})
 	go func() {
 		if r.awaitRelease(serving) {
 			close(released)
 		}
 	}()
+	ask := make(chan os.Signal, 1)
+	signal.Notify(ask, rescue.Ended)
+	defer signal.Stop(ask)
 	for {
 		select {
 		case <-logins:
 			say() // the log goes along
 		case err := <-ended:
 			return "", m, errors.Join(errors.New("the rescue has ended by itself"), err)
+		case <-ask:
+			return over("ended by who was logged in")
 		case <-released:
-			cancel()
-			<-ended
-			r.Screen.Done()
-			r.Log.Info("RESCUE OVER: it was released")
-			r.event(spec.Event{Kind: spec.EventErrand, Digest: m.Digest, Text: "released", Phases: r.Screen.Phases()})
-			r.flush(ctx)
-			return spec.Reboot, m, nil
+			return over("released")
 		}
 	}
 }

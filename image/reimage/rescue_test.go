@@ -21,9 +21,9 @@ import (
 	"reassure/image/stamp"
 )
 
-// TestRescue has a PC that was told so let a person log in, until it is released. Its disk
+// TestRescueOfPC has a PC that was told so let a person log in, until it is released. Its disk
 // is not written to, and nobody can log in before, or where no manifest says so.
-func TestRescue(t *testing.T) {
+func TestRescueOfPC(t *testing.T) {
 	v := newVictim(t)
 	before := v.sum()
 	_, private, err := ed25519.GenerateKey(rand.Reader)

@@ -14,7 +14,10 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
+	"os"
+	"strconv"
 	"sync"
+	"syscall"
 	"time"
 
 	"golang.org/x/crypto/ssh"
@@ -56,6 +59,22 @@ const (
 	// mostSessions is how many programs one client may run at once.
 	mostSessions = 16
 )
+
+// variable has, for all that people start, the process that serves them.
+const variable = "REASSURE_RESCUE"
+
+// Ended is what [End] sends to the process that serves.
+const Ended = syscall.SIGUSR1
+
+// End tells the rescue that the calling process was started from that it is to end. It is
+// an error where there is none.
+func End() error {
+	pid, err := strconv.Atoi(os.Getenv(variable))
+	if err != nil || pid <= 1 {
+		return fmt.Errorf("no rescue: %s is %q", variable, os.Getenv(variable))
+	}
+	return syscall.Kill(pid, Ended)
+}
 
 // comment is what is kept of a key beside its bytes: who it is, for people.
 const comment = "comment"

@@ -9,6 +9,7 @@ import (
 	"io"
 	"net"
 	"os"
+	"os/signal"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -373,5 +374,29 @@ func TestSilent(t *testing.T) {
 	within(t, "free again", func() bool { return len(p.server.shaking) == 0 })
 	if _, err := p.dial(User, ssh.PublicKeys(p.key)); err != nil {
 		t.Errorf("afterwards: %v", err)
+	}
+}
+
+// The program that people have for the end of a rescue reaches the process that serves.
+func TestEnd(t *testing.T) {
+	if err := End(); err == nil {
+		t.Error("there is no rescue, and it was ended")
+	}
+	p := serve(t)
+	ended := make(chan os.Signal, 1)
+	signal.Notify(ended, Ended)
+	defer signal.Stop(ended)
+	out, err := p.session().Output("echo $" + variable)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Setenv(variable, strings.TrimSpace(string(out)))
+	if err := End(); err != nil {
+		t.Fatal(err)
+	}
+	select {
+	case <-ended:
+	case <-time.After(10 * time.Second):
+		t.Error("no signal within 10 s")
 	}
 }

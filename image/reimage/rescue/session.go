@@ -115,7 +115,7 @@ func (x *session) setSize(columns, rows uint32) error {
 
 // run runs a program to its end, and tells the client how that was.
 func (x *session) run(ctx context.Context, args []string) {
-	c := command.Command{Args: args, Env: append(os.Environ(), "USER="+User, "HOME=/root")}
+	c := command.Command{Args: args, Env: append(os.Environ(), "USER="+User, "HOME=/root", fmt.Sprintf("%s=%d", variable, os.Getpid()))}
 	if x.term != "" && !strings.ContainsRune(x.term, 0) {
 		c.Env = append(c.Env, "TERM="+x.term)
 	}

@@ -294,9 +294,9 @@ func TestErrand(t *testing.T) {
 	}
 }
 
-// TestRescue is for people: it comes before a hold, and for a disk that does not boot, and
+// TestRescueOrder is for people: it comes before a hold, and for a disk that does not boot, and
 // its end lifts nothing else.
-func TestRescue(t *testing.T) {
+func TestRescueOrder(t *testing.T) {
 	errand := &Errand{
 		Errand:   api.Errand{Errand: spec.Errand{Kind: spec.Rescue, ID: "e1"}, Note: api.Note{By: "kim"}},
 		Manifest: spec.Sum([]byte("text errand")), Digest: first.Digest,

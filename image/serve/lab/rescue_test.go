@@ -30,9 +30,9 @@ func (w *world) release(who string) string {
 	return out[0].Text
 }
 
-// TestRescue takes a rescue from the order to its end. The PC need not have had anything
+// TestRescueOrder takes a rescue from the order to its end. The PC need not have had anything
 // from us, and may be held.
-func TestRescue(t *testing.T) {
+func TestRescueOrder(t *testing.T) {
 	w := newWorld(t)
 	p := w.pc(1)
 	if said := w.rescue("exp01"); !strings.HasPrefix(said, "left alone: nobody could log in") {
