@@ -43,7 +43,7 @@ type State string
 
 // States, in the order in which the first that fits is taken.
 const (
-	Running  State = "running"  // it is being reimaged
+	Running  State = "running"  // it is being reimaged, or on an errand
 	Held     State = "held"     // a person said hold
 	Parked   State = "parked"   // too many attempts failed: a person has to look
 	Retrying State = "retrying" // an attempt failed; the next is due

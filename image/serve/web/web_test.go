@@ -390,6 +390,7 @@ func TestAgents(t *testing.T) {
 		{"no manifest", "GET", "/manifests/passwd", "", pc, 404, "01-MAC.json"},
 		{"escape", "GET", "/manifests/..%2f..%2fetc%2fpasswd", "", pc, 404, "no manifest"},
 		{"event", "POST", "/events/exp01", event("x"), pc, 204, ""},
+		{"event of a rescue", "POST", "/events/exp01", strings.Replace(event("x"), `"kind":"phase"`, `"kind":"rescue"`, 1), pc, 204, ""},
 		{"event without token", "POST", "/events/exp01", event("x"), nil, 401, "reassure.token"},
 		{"event with a wrong token", "POST", "/events/exp01", event("x"), []string{"Authorization", "Bearer x"}, 403, "not this PC's"},
 		{"event that is no JSON", "POST", "/events/exp01", "hello", pc, 400, "not what is wanted"},
