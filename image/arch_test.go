@@ -46,6 +46,7 @@ var importers = map[string][]string{
 	"golang.org/x/sync":                   {"image", "cmds"},
 	"golang.org/x/sys":                    {"image", "cmds/reassure"},
 	"github.com/google/uuid":              {"image/reimage"},
+	"github.com/creack/pty":               {"image/reimage/rescue"},
 	"honnef.co/go/tools":                  {},
 	"github.com/google/go-cmp":            {},
 	"github.com/u-root/gobusybox/src":     {"image/build"},

@@ -91,13 +91,9 @@ func (a *app) acceptDisks(ctx context.Context, targets []string, why string, yes
 			silent = append(silent, clean(h.Name))
 			continue
 		}
-		lost := lost(d)
-		if d.Disk != nil && d.Disk.Same(d.Target.Identity()) {
-			lost = "(its own, known) " + lost
-		}
 		disks[h.Name] = d.Target.Identity()
 		rows = append(rows, []string{clean(h.Name), dash(d.Target.Device), d.Target.Size.String(), dash(d.Target.Model),
-			dash(cmp.Or(d.Target.Serial, d.Target.WWN)), lost})
+			dash(cmp.Or(d.Target.Serial, d.Target.WWN)), clean(d.Lost())})
 	}
 	if len(disks) > 0 {
 		if err := a.table(rows); err != nil {
@@ -123,34 +119,6 @@ func (a *app) acceptDisks(ctx context.Context, targets []string, why string, yes
 		fmt.Fprintf(a.stdout, "%s: %s\n", clean(o.Host), clean(o.Text))
 	}
 	return nil
-}
-
-// lost says what is on the disk that a host is to be reimaged on.
-func lost(d *api.HostDetail) string {
-	var words []string
-	foreign := false
-	for _, c := range d.Target.Contents {
-		word := clean(c.Kind)
-		if c.Label != "" {
-			word += fmt.Sprintf(" %q", clean(c.Label))
-		}
-		if c.Size > 0 {
-			word += " " + c.Size.String()
-		}
-		foreign = foreign || c.Foreign
-		words = append(words, word)
-	}
-	switch {
-	case foreign:
-		return strings.Join(words, ", ") + "; refused until its profile says overwrite: foreign"
-	case len(words) > 0:
-		return strings.Join(words, ", ")
-	case d.Target.Blank():
-		return "nothing: it is blank"
-	case d.Target.Table != "":
-		return fmt.Sprintf("a %s table with %s", d.Target.Table, count(len(d.Target.Partitions), "partition"))
-	}
-	return "data of no kind that we know"
 }
 
 // acceptInFile notes a disk in the site's folder.

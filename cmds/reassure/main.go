@@ -32,6 +32,7 @@
 //	reassure stop ID                        let no more PCs of a roll-out begin
 //	reassure verify HOST...                 compare PCs' disks with what they should hold
 //	reassure capture HOST                   make a wad of a PC's disk
+//	reassure rescue HOST                    have a PC wait for people who log in over SSH
 //	reassure hold HOST... --why TEXT        keep PCs from being reimaged
 //	reassure release HOST...                lift a hold, a parking, a pause
 //	reassure plan HOST                      what it would do to its disk, as it planned last
@@ -166,7 +167,7 @@ server runs, it shows what each PC is doing, and rolls changes out.`,
 	root.AddCommand(a.initCommand(), a.checkCommand(), a.publishCommand(), a.switchCommand(), a.hostsCommand(),
 		a.dhcpCommand(), a.templateCommand(), a.keyCommand(), a.certificateCommand(), a.serveCommand())
 	root.AddCommand(a.statusCommand(), a.whyCommand(), a.logCommand(), a.coverageCommand(), a.rolloutCommand(false), a.rolloutCommand(true),
-		a.rolloutsCommand(), a.stopCommand(), a.verifyCommand(), a.captureCommand(), a.holdCommand(), a.releaseCommand(), a.planCommand(), a.approveCommand(), a.acceptDiskCommand(), a.reloadCommand(), a.discoverCommand(),
+		a.rolloutsCommand(), a.stopCommand(), a.verifyCommand(), a.captureCommand(), a.rescueCommand(), a.holdCommand(), a.releaseCommand(), a.planCommand(), a.approveCommand(), a.acceptDiskCommand(), a.reloadCommand(), a.discoverCommand(),
 		a.knownHostsCommand(), a.wadCommand())
 	wrongArguments(root)
 	return root

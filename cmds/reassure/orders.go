@@ -329,9 +329,10 @@ func (a *app) holdCommand() *cobra.Command {
 func (a *app) releaseCommand() *cobra.Command {
 	return &cobra.Command{
 		Use:   "release HOST|@GROUP|PATTERN|ROLLOUT...",
-		Short: "Lift what keeps PCs from being reimaged: a hold, a parking, a pause",
+		Short: "Lift what keeps PCs from being reimaged: a hold, a parking, a pause, a rescue",
 		Long: `release lifts a hold, clears a PC that is parked because its attempts failed, and
-ends the pause before the next attempt. A roll-out that has stopped goes on.`,
+ends the pause before the next attempt. A roll-out that has stopped goes on. Of a PC
+that is in rescue, or to be, it ends the rescue, and nothing else.`,
 		Example: `  reassure release exp01
   reassure release @lab2`,
 		Args:              cobra.MinimumNArgs(1),

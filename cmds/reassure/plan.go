@@ -47,7 +47,7 @@ on its disk, and what it keeps, loses, makes and fetches.`,
 // showPlan prints a host's plan.
 func (a *app) showPlan(d *api.HostDetail) {
 	fmt.Fprintln(a.stdout, cleanText(strings.Join(d.Plan.Describe(), "\n")))
-	if d.Ask == spec.AskPlan || d.Progress != nil && d.Progress.Phase == spec.PhaseApproval {
+	if d.PlanWaits() {
 		fmt.Fprintf(a.stdout, "it waits for: reassure approve %s\n", clean(d.Name))
 	}
 }
@@ -79,7 +79,7 @@ PCs of the profile whose plans are like that one then need no person.`,
 				if err != nil {
 					return a.refused(err)
 				}
-				if d.Plan == nil || d.Ask != spec.AskPlan && (d.Progress == nil || d.Progress.Phase != spec.PhaseApproval) {
+				if !d.PlanWaits() {
 					continue
 				}
 				plans[h.Name] = d.Plan.Sum()

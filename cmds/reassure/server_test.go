@@ -208,8 +208,10 @@ func (f *fake) handler() http.Handler {
 	})
 	answer("POST errands", func(*http.Request) (any, error) {
 		kind := spec.Verify
-		if strings.Contains(f.asked[len(f.asked)-1], `"kind":"capture"`) {
-			kind = spec.Capture
+		for _, other := range []spec.ErrandKind{spec.Capture, spec.Rescue} {
+			if strings.Contains(f.asked[len(f.asked)-1], fmt.Sprintf(`"kind":%q`, other)) {
+				kind = other
+			}
 		}
 		f.errand = &api.Errand{Errand: spec.Errand{Kind: kind, ID: "e1"}}
 		return []api.Outcome{{Host: "exp04", Text: fmt.Sprintf("will %s at its next boot", kind), Errand: "e1"}}, nil
@@ -335,6 +337,8 @@ func TestServerCommands(t *testing.T) {
 		{"capture pattern", "capture exp04 --exclude srv", 2, ""},
 		{"capture keep", "capture exp04 --keep /srv/*", 2, ""},
 		{"capture two", "capture exp04 exp05", 2, ""},
+		{"rescue", "rescue exp04 --why broken --now", 0, `errands {"kind":"rescue","targets":["exp04"],"why":"broken","now":true}`},
+		{"rescue two", "rescue exp04 exp05", 2, ""},
 		{"release", "release exp04", 0, `release {"targets":["exp04"]}`},
 		{"reload", "reload", 0, "reload"},
 		{"discover", "discover", 0, ""},
@@ -706,6 +710,44 @@ func TestCaptureWaits(t *testing.T) {
 		until(t, &out, c.want)
 		if err := <-ended; !errors.Is(err, c.err) {
 			t.Errorf("%+v: it ended with %v, want %v", c.attempt, err, c.err)
+		}
+	}
+}
+
+// TestRescueWaits waits until somebody can log in, and says how.
+func TestRescueWaits(t *testing.T) {
+	plainly(t)
+	running := api.Attempt{ID: "a3", Errand: spec.Rescue, Result: api.UnderWay}
+	ready := running
+	ready.Text = "ssh root@10.0.0.4; this boot's host key is ED25519 SHA256:abc\x1b[31m"
+	for _, c := range []struct {
+		name    string
+		errand  string // that is under way in the end
+		attempt api.Attempt
+		err     error
+		want    string
+	}{
+		{"ready", "e1", ready, nil, "exp04: ssh root@10.0.0.4; this boot's host key is ED25519 SHA256:abc[31m\n"},
+		{"failed", "", api.Attempt{ID: "a3", Errand: spec.Rescue, Result: api.Failed, Text: "no address"}, errNotRescued, "exp04: not in rescue"},
+	} {
+		f := newFake(t)
+		var out, errs lines
+		ended := make(chan error, 1)
+		go func() {
+			a := &app{stdout: &out, stderr: &errs, now: func() time.Time { return noon }}
+			ended <- a.run(t.Context(), []string{"--server", f.address, "rescue", "exp04", "--wait"})
+		}()
+		until(t, &out, "at its next boot")
+		f.change("exp04", func() { f.attempts = []api.Attempt{running} })
+		f.change("exp04", func() {
+			f.attempts = []api.Attempt{c.attempt}
+			if c.errand == "" {
+				f.errand = nil
+			}
+		})
+		until(t, &out, c.want)
+		if err := <-ended; !errors.Is(err, c.err) {
+			t.Errorf("%s: it ended with %v, want %v", c.name, err, c.err)
 		}
 	}
 }

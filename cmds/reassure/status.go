@@ -27,7 +27,7 @@ func (a *app) statusCommand() *cobra.Command {
 		Long: `status shows every host, or those that are named: its state, what it would be told
 if it were powered on now, and why, or how far its reimage is.
 
-  running   it is being reimaged
+  running   it is being reimaged, or verified, captured or rescued
   parked    too many attempts failed; see "why" and "log", then "release"
   retrying  an attempt failed; the next is due
   held      a person said hold

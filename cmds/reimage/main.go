@@ -5,6 +5,7 @@
 //
 //	/usr/lib/reassure/reimage
 //	reimage inspect <INSPECTION
+//	reboot
 //
 // Description:
 //
@@ -20,6 +21,9 @@
 //	(reassure verify --running): with inspect it reads what the disk should hold
 //	(spec.Inspection, as JSON), writes what differs (spec.Verified), and changes
 //	nothing.
+//
+//	By the name of reboot, which the image has for people who log in for a rescue, it
+//	starts the PC anew.
 //
 // Kernel parameters:
 //
@@ -43,6 +47,7 @@ import (
 	"log/slog"
 	"os"
 	"os/signal"
+	"path/filepath"
 	"runtime/debug"
 	"slices"
 	"syscall"
@@ -54,19 +59,32 @@ import (
 	"reassure/image/reimage/cmdline"
 	"reassure/image/reimage/mount"
 	"reassure/image/reimage/power"
+	"reassure/image/reimage/rescue"
 	"reassure/image/sign"
 	"reassure/image/spec"
 )
 
 func main() {
 	do := run
-	if slices.Equal(os.Args[1:], []string{"inspect"}) {
+	switch {
+	case filepath.Base(os.Args[0]) == "reboot":
+		do = reboot
+	case slices.Equal(os.Args[1:], []string{"inspect"}):
 		do = inspect
 	}
 	if err := do(context.Background()); err != nil {
 		fmt.Fprintln(os.Stderr, "reimage:", err)
 		os.Exit(1)
 	}
+}
+
+// reboot has a rescue end, which then starts the PC anew, and does that itself where it was
+// not started from one.
+func reboot(context.Context) error {
+	if rescue.End() == nil {
+		return nil
+	}
+	return power.Reboot()
 }
 
 // inspect compares the system that runs with what standard input says.

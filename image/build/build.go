@@ -270,7 +270,7 @@ func buildPrograms(ctx context.Context, o Options) ([]entry, map[string]string, 
 	if err != nil {
 		return nil, nil, fmt.Errorf("build the programs of the image: %w", err)
 	}
-	entries := []entry{{name: "bin/uinit", link: spec.ImageReimage}}
+	entries := []entry{{name: "bin/uinit", link: spec.ImageReimage}, {name: "bin/reboot", link: spec.ImageReimage}}
 	linked := map[string]string{}
 	for name, file := range map[string]string{spec.ImageReimage: "reimage", spec.ImageChrootHelper: "chroothelper"} {
 		e, err := readEntry(strings.TrimPrefix(name, "/"), filepath.Join(work, file), true)

@@ -226,7 +226,7 @@ func TestBuild(t *testing.T) {
 		t.Fatal(err)
 	}
 	for _, want := range []string{
-		"/bbin/bb", "/bin/uinit -> /usr/lib/reassure/reimage", "/usr/lib/reassure/chroothelper", "/etc/reassure/keys/site.pub", "/etc/reassure/image.json",
+		"/bbin/bb", "/bin/uinit -> /usr/lib/reassure/reimage", "/bin/reboot -> /usr/lib/reassure/reimage", "/usr/lib/reassure/chroothelper", "/etc/reassure/keys/site.pub", "/etc/reassure/image.json",
 		"/lib/modules/" + release + "/kernel/fs/ext4/ext4.ko", "/lib/modules/" + release + "/modules.dep",
 	} {
 		if !strings.Contains(list.String(), want+"\n") {

@@ -11,6 +11,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"os"
 	"os/exec"
 	"reflect"
 	"strings"
@@ -44,6 +45,9 @@ type Command struct {
 	// password: it stays in the caller's process group, for the terminal stops
 	// whoever reads from another. What it has started is not killed with it.
 	Terminal bool
+	// TTY, if it is not nil, is a terminal that becomes the program's own: its input and
+	// outputs, and what controls its session. Stdin, Stdout and Stderr do not count then.
+	TTY *os.File
 	// Grace, if it is not 0, is how long a program that must end is given to clean
 	// up: it gets SIGTERM, and SIGKILL only then.
 	Grace time.Duration
@@ -102,7 +106,12 @@ func (c Command) Run(ctx context.Context) error {
 	}
 	// A program's children hold its pipes open: kill all of them, and do not
 	// wait for those that got away.
-	cmd.SysProcAttr.Setpgid = !c.Terminal
+	cmd.SysProcAttr.Setpgid = !c.Terminal && c.TTY == nil
+	if c.TTY != nil {
+		cmd.Stdin, cmd.Stdout, cmd.Stderr = c.TTY, c.TTY, c.TTY
+		// Ctty is a number among the program's files. A session of its own is a group, too.
+		cmd.SysProcAttr.Setsid, cmd.SysProcAttr.Setctty, cmd.SysProcAttr.Ctty = true, true, 0
+	}
 	kill := func(s syscall.Signal) error {
 		if c.Terminal {
 			return syscall.Kill(cmd.Process.Pid, s)

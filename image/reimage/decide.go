@@ -46,9 +46,8 @@ func Decide(m *spec.Manifest, target spec.Disk, found *Installed, force bool) (D
 	switch {
 	case found == nil:
 		return Decision{Reason: fmt.Sprintf("%s carries no system of ours", target.Device)}, nil
-	case m.Serial < found.Stamp.Serial && m.Supersedes != found.Stamp.Serial:
-		return Decision{}, question(spec.AskSerial, "the manifest for %s (serial %d) is older than what the stamp on %s says of itself (serial %d): somebody replays an old manifest, or has changed the stamp. Where the manifest is the right one, run reassure release %s; for a site without a boot server, add {host: %s, serial: %d} to stamps in %s, and publish",
-			m.Host, m.Serial, target.Device, found.Stamp.Serial, m.Host, m.Host, found.Stamp.Serial, spec.AcceptedFile)
+	case replayed(m, found) != nil:
+		return Decision{}, replayed(m, found)
 	case !found.Whole:
 		return Decision{Reason: fmt.Sprintf("the system on %s was never finished", target.Device)}, nil
 	case force:
@@ -64,4 +63,14 @@ func Decide(m *spec.Manifest, target spec.Disk, found *Installed, force bool) (D
 		return Decision{Reason: "what is installed is not what is wanted"}, nil
 	}
 	return Decision{Keep: found, Reason: fmt.Sprintf("%s already up to date (software %s, installed as %s)", target.Device, m.Digest.Short(), m.Host)}, nil
+}
+
+// replayed asks about a manifest that is older than what is installed, unless a person has
+// said that it may take that one's place.
+func replayed(m *spec.Manifest, found *Installed) error {
+	if m.Serial >= found.Stamp.Serial || m.Supersedes == found.Stamp.Serial {
+		return nil
+	}
+	return question(spec.AskSerial, "the manifest for %s (serial %d) is older than what the stamp on %s says of itself (serial %d): somebody replays an old manifest, or has changed the stamp. Where the manifest is the right one, run reassure release %s; for a site without a boot server, add {host: %s, serial: %d} to stamps in %s, and publish",
+		m.Host, m.Serial, found.Disk.Device, found.Stamp.Serial, m.Host, m.Host, found.Stamp.Serial, spec.AcceptedFile)
 }

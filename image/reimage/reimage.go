@@ -27,7 +27,8 @@
 // Whatever goes wrong in a delta, but for the network, has the disk laid down in full.
 //
 // A manifest with an errand ends at decide: a capture sends the disk's system to the
-// boot server and writes nothing.
+// boot server and writes nothing; a rescue has an SSH server for the site's own keys, which
+// is there at no other time.
 //
 // [Decide] and [MakePlan] are pure; destruction starts in one function, erase.
 // Every failure, a panic included, goes one way: [Reimager.Run] reports it to
@@ -47,6 +48,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -105,8 +107,10 @@ type Reimager struct {
 	finished            spec.Digest // of the index that the last apply left; zero is none
 	wrote               bool        // the disk has been written to since power-on
 	own                 []string    // files that a delta has kept, and that make the PC the one that it is
-	again               bool        // a delta was begun since power-on, and failed by the network only
-	now                 string      // the current phase
+	// listen is where people log in for a rescue; nil is the network.
+	listen func(netip.AddrPort) (net.Listener, error)
+	again  bool   // a delta was begun since power-on, and failed by the network only
+	now    string // the current phase
 }
 
 // Run does the reimage, however many tries it takes, and returns what the PC
@@ -253,12 +257,15 @@ func (r *Reimager) tryOnce(ctx context.Context) (finish spec.Finish, m *spec.Man
 		return spec.Shell, m, nil
 	}
 	if err := r.look(ctx); err != nil {
-		return "", m, err
+		if !m.Rescue() {
+			return "", m, err
+		}
+		r.Log.Warn("the disks cannot be looked at", "error", err) // which may be why
 	}
 	m = m.For(r.facts.Firmware)
 	need := needed(m)
 	capture := m.Errand != nil && m.Errand.Kind == spec.Capture
-	if capture {
+	if capture || m.Rescue() {
 		need = 0 // nothing has to fit
 	}
 	target, noTarget := disk.Choose(m.Disk, need, r.facts.Disks)
@@ -269,6 +276,13 @@ func (r *Reimager) tryOnce(ctx context.Context) (finish spec.Finish, m *spec.Man
 	r.event(start)
 
 	r.phase("decide")
+	if m.Rescue() {
+		var found *Installed
+		if noTarget == nil {
+			found = r.installedOn(target)
+		}
+		return r.rescue(ctx, m, found)
+	}
 	if noTarget != nil {
 		return "", m, &Refusal{noTarget}
 	}

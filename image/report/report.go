@@ -184,7 +184,7 @@ func weight(k spec.EventKind) int {
 // deciding events are what a host's state at the server follows from.
 func deciding(k spec.EventKind) bool {
 	switch k {
-	case spec.EventStart, spec.EventKeys, spec.EventFailure, spec.EventDone, spec.EventUpToDate:
+	case spec.EventStart, spec.EventKeys, spec.EventFailure, spec.EventDone, spec.EventUpToDate, spec.EventRescue:
 		return true
 	}
 	return false

@@ -290,6 +290,7 @@ func (s *Site) Resolve(ctx context.Context, name string, wads *Wads) (*spec.Mani
 			Wads: []spec.Wad{}, Files: []spec.File{}, Steps: []spec.Step{},
 			Finish: p.Finish, OnFailure: p.OnFailure, Events: s.Inventory.Site.Events,
 			Mode: p.Mode, Keep: p.Keep, Runtime: p.Runtime, Approve: p.Approve, DryRun: p.DryRun, DebugShell: p.DebugShell,
+			RescueKeys: p.RescueKeys,
 		},
 	}
 	if p.Runtime == nil {

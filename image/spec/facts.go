@@ -161,6 +161,7 @@ const (
 	EventDone     EventKind = "done"     // the reimage is whole
 	EventUpToDate EventKind = "uptodate" // nothing was written: the disk has this software already
 	EventErrand   EventKind = "errand"   // the manifest's errand is done; nothing was written
+	EventRescue   EventKind = "rescue"   // people can log in; Text says how
 )
 
 // Event is one thing that happened on a PC, as it is posted to the server: one

@@ -64,6 +64,8 @@ type Manifest struct {
 	Approved Digest   `json:"approved,omitzero"`
 	// DebugShell lets reassure.shell on the kernel command line open a shell.
 	DebugShell bool `json:"debug_shell,omitempty"`
+	// RescueKeys are as [Profile.RescueKeys].
+	RescueKeys []string `json:"rescue_keys,omitempty"`
 	// DryRun ends the reimage before its first write.
 	DryRun bool `json:"dry_run,omitempty"`
 	// Events is where to post what is done; without a scheme it is relative to
@@ -112,6 +114,8 @@ type Errand struct {
 	ID string `json:"id"`
 	// Exclude are patterns of what a capture leaves out; nil are the usual ones.
 	Exclude []string `json:"exclude,omitempty"`
+	// Released ends a rescue.
+	Released bool `json:"released,omitempty"`
 }
 
 // ErrandKind is what an errand is.
@@ -121,6 +125,7 @@ type ErrandKind string
 const (
 	Verify  ErrandKind = "verify"  // compare the disk with the manifest
 	Capture ErrandKind = "capture" // send the disk's system to the boot server, as a wad
+	Rescue  ErrandKind = "rescue"  // let people log in over SSH
 )
 
 // ParseManifest reads a manifest strictly and judges it. Unknown fields, other
@@ -241,13 +246,25 @@ func (m *Manifest) Validate() Problems {
 		}
 	}
 	if m.Errand != nil {
-		oneOf(&ps, "errand.kind", string(m.Errand.Kind), string(Verify), string(Capture))
+		oneOf(&ps, "errand.kind", string(m.Errand.Kind), string(Verify), string(Capture), string(Rescue))
 	}
+	ps.under("", validateRescue(m.Rescue(), m.RescueKeys, m.System))
 	if strings.Contains(m.Events, "://") || strings.ContainsAny(m.Events, " \t\r\n\"") || strings.HasPrefix(m.Events, "/") {
 		ps.under("events", webAddress(m.Events, true))
 	}
 	return ps
 }
+
+// Rescue says whether this boot is for people who log in, and for nothing else.
+func (m *Manifest) Rescue() bool {
+	if m.Errand != nil {
+		return m.Errand.Kind == Rescue
+	}
+	return m.Mode == ReimageRescue
+}
+
+// Rescuers are the OpenSSH public keys of those who may log in for a rescue.
+func (m *Manifest) Rescuers() []string { return rescuers(m.RescueKeys, m.System) }
 
 // Partition returns the partition of that name, and its number counted from 1.
 func (m *Manifest) Partition(name string) (Partition, int, error) {

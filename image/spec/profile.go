@@ -43,6 +43,9 @@ type Profile struct {
 	Approve Approval `yaml:"approve" json:"approve,omitempty"`
 	// DebugShell lets reassure.shell on the kernel command line open a shell.
 	DebugShell bool `yaml:"debug_shell" json:"debug_shell,omitempty"`
+	// RescueKeys are OpenSSH public keys of those who may log in for a rescue; none means
+	// those of System.
+	RescueKeys []string `yaml:"rescue_keys" json:"rescue_keys,omitempty"`
 	// DryRun has PCs do all of a reimage but the writing.
 	DryRun bool `yaml:"dry_run" json:"dry_run,omitempty"`
 
@@ -65,6 +68,9 @@ const (
 	ReimageAuto  Reimage = "auto"  // delta where it can be, else full
 	ReimageDelta Reimage = "delta" // as auto; a disk that had this layout and cannot be had by delta is reported
 	ReimageFull  Reimage = "full"  // everything anew
+	// ReimageRescue is no reimage: the PC waits for people to log in over SSH, and writes
+	// nothing. It is for static sites; a boot server has an errand for it.
+	ReimageRescue Reimage = "rescue"
 )
 
 // DiskRule says which of a PC's disks is the target. Every field that is set
@@ -271,6 +277,7 @@ func (p *Profile) Validate() Problems {
 		ps.under(fmt.Sprintf("templates[%d].path", i), reachable(t.Path, p.Partitions))
 	}
 	ps.under("", validateSystem(p.System))
+	ps.under("", validateRescue(p.Mode == ReimageRescue, p.RescueKeys, p.System))
 	ps.under("", validateSteps(p.Steps, true))
 	ps.under("", validateEnd(p.Finish, p.OnFailure))
 	return ps
@@ -417,7 +424,7 @@ func reachable(p string, parts []Partition) Problems {
 // validateMode judges what profiles and manifests say of deltas.
 func validateMode(mode Reimage, keep, runtime []string) Problems {
 	var ps Problems
-	oneOf(&ps, "mode", string(mode), "", string(ReimageAuto), string(ReimageDelta), string(ReimageFull))
+	oneOf(&ps, "mode", string(mode), "", string(ReimageAuto), string(ReimageDelta), string(ReimageFull), string(ReimageRescue))
 	for _, list := range []struct {
 		key   string
 		paths []string
@@ -462,11 +469,7 @@ func validateSystem(s System) Problems {
 	if s.RootPasswordHash != "" && !hashPattern.MatchString(s.RootPasswordHash) {
 		ps.addf("system.root_password_hash", "is not a password hash: make one with mkpasswd or openssl passwd -6 (never write the password itself)")
 	}
-	for i, k := range s.AuthorizedKeys {
-		if len(strings.Fields(k)) < 2 || strings.ContainsAny(k, "\r\n") || strings.Contains(k, "PRIVATE KEY") {
-			ps.addf(fmt.Sprintf("system.authorized_keys[%d]", i), "is not one OpenSSH public key line (the content of a .pub file)")
-		}
-	}
+	ps.under("", validateKeys("system.authorized_keys", s.AuthorizedKeys))
 	if t := s.Timezone; t != "" && (path.IsAbs(t) || path.Clean(t) != t || strings.HasPrefix(t, "..")) {
 		ps.addf("system.timezone", "%q: write a name of the time zone database, such as Europe/Zurich", t)
 	}
@@ -476,6 +479,32 @@ func validateSystem(s System) Problems {
 		}
 	}
 	return ps
+}
+
+func validateKeys(at string, keys []string) Problems {
+	var ps Problems
+	for i, k := range keys {
+		if len(strings.Fields(k)) < 2 || strings.ContainsAny(k, "\r\n") || strings.Contains(k, "PRIVATE KEY") {
+			ps.addf(fmt.Sprintf("%s[%d]", at, i), "is not one OpenSSH public key line (the content of a .pub file)")
+		}
+	}
+	return ps
+}
+
+// validateRescue judges who may log in for a rescue; asked says that there is to be one.
+func validateRescue(asked bool, keys []string, s System) Problems {
+	ps := validateKeys("rescue_keys", keys)
+	if asked && len(rescuers(keys, s)) == 0 {
+		ps.addf("rescue_keys", "is empty, and so is system.authorized_keys: nobody could log in for a rescue")
+	}
+	return ps
+}
+
+func rescuers(keys []string, s System) []string {
+	if len(keys) > 0 {
+		return keys
+	}
+	return s.AuthorizedKeys
 }
 
 func validateEnd(finish Finish, f OnFailure) Problems {

@@ -195,6 +195,8 @@ func TestProfileValidate(t *testing.T) {
 		{"finish", func(p *Profile) { p.Finish = "explode" }, []string{"finish"}},
 		{"failure", func(p *Profile) { p.OnFailure = OnFailure{Then: "cry", Retries: &minus} }, []string{"on_failure.then", "on_failure.retries"}},
 		{"mode", func(p *Profile) { p.Mode = "some" }, []string{"mode"}},
+		{"a rescue that nobody can log in for", func(p *Profile) { p.Mode, p.System.AuthorizedKeys = ReimageRescue, nil }, []string{"rescue_keys"}},
+		{"a private key for rescues", func(p *Profile) { p.RescueKeys = []string{"ssh-ed25519 AAAA a", "-----BEGIN OPENSSH PRIVATE KEY-----"} }, []string{"rescue_keys[1]"}},
 		{"kept paths", func(p *Profile) { p.Keep = []string{"/etc/ssh", "/", "etc", "/usr"} }, []string{"keep[1]", "keep[2]", "keep[3]"}},
 		{"runtime paths", func(p *Profile) { p.Runtime = []string{"/etc", "/", "/a/../b"} }, []string{"runtime[1]", "runtime[2]"}},
 		{"preserved root", func(p *Profile) { p.Partitions[2].Preserve = true }, []string{"partitions[2].preserve"}},

@@ -41,7 +41,7 @@ const digestVersion = "reassure software 1"
 //	serial         each publication has a new one
 //	order          asks for a reimage by itself; see [Stamp.UpToDate]
 //	mode, keep, runtime   how a disk gets what it has, and what it may have besides
-//	accepted, supersedes, approve, approved, dry_run, debug_shell   whether it is done, not what
+//	accepted, supersedes, approve, approved, dry_run, debug_shell, rescue_keys   whether it is done, not what
 //	finish, on_failure, events   what the PC does around a reimage, not what it has after it
 func Digest(m *spec.Manifest) spec.Digest {
 	var text bytes.Buffer

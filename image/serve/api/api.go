@@ -28,6 +28,7 @@ package api
 import (
 	"fmt"
 	"slices"
+	"strings"
 	"time"
 
 	"reassure/image/coverage"
@@ -42,7 +43,7 @@ type State string
 
 // States, in the order in which the first that fits is taken.
 const (
-	Running  State = "running"  // it is being reimaged
+	Running  State = "running"  // it is being reimaged, or on an errand
 	Held     State = "held"     // a person said hold
 	Parked   State = "parked"   // too many attempts failed: a person has to look
 	Retrying State = "retrying" // an attempt failed; the next is due
@@ -123,6 +124,50 @@ type HostDetail struct {
 	Verified *Verified `json:"verified,omitempty"`
 	// History holds the attempts, newest first.
 	History []Attempt `json:"history"`
+}
+
+// PlanWaits says whether the host's plan waits for a person.
+func (h *HostDetail) PlanWaits() bool {
+	return h.Plan != nil && (h.Ask == spec.AskPlan || h.Progress != nil && h.Progress.Phase == spec.PhaseApproval)
+}
+
+// Lost says what is on the disk that the host is to be reimaged on, in words of the PC:
+// whoever prints it takes control characters out. There must be a Target.
+func (h *HostDetail) Lost() string {
+	lost := h.lost()
+	if h.Disk != nil && h.Disk.Same(h.Target.Identity()) {
+		return "(its own, known) " + lost
+	}
+	return lost
+}
+
+func (h *HostDetail) lost() string {
+	var words []string
+	foreign := false
+	for _, c := range h.Target.Contents {
+		word := c.Kind
+		if c.Label != "" {
+			word += ` "` + c.Label + `"`
+		}
+		if c.Size > 0 {
+			word += " " + c.Size.String()
+		}
+		foreign = foreign || c.Foreign
+		words = append(words, word)
+	}
+	switch {
+	case foreign:
+		return strings.Join(words, ", ") + "; refused until its profile says overwrite: foreign"
+	case len(words) > 0:
+		return strings.Join(words, ", ")
+	case h.Target.Blank():
+		return "nothing: it is blank"
+	case len(h.Target.Partitions) == 1:
+		return fmt.Sprintf("a %s table with 1 partition", h.Target.Table)
+	case h.Target.Table != "":
+		return fmt.Sprintf("a %s table with %d partitions", h.Target.Table, len(h.Target.Partitions))
+	}
+	return "data of no kind that we know"
 }
 
 // Errand is something that a person asked of a PC besides a reimage. It is done

@@ -5,6 +5,7 @@ import (
 	"crypto/subtle"
 	"fmt"
 	"slices"
+	"strings"
 	"time"
 
 	"reassure/image/serve/api"
@@ -104,8 +105,10 @@ type Boot struct {
 	Manifest spec.Digest `json:"manifest"` // of the text that this boot gets
 	Token    spec.Digest `json:"token"`    // SHA-256 of its token
 	// Claimed: the PC has used the token, so that our program runs on it.
-	Claimed bool      `json:"claimed,omitempty"`
-	Heard   time.Time `json:"heard"` // of it, last
+	Claimed bool `json:"claimed,omitempty"`
+	// Released: its rescue is to end.
+	Released bool      `json:"released,omitempty"`
+	Heard    time.Time `json:"heard"` // of it, last
 }
 
 // Errand is an errand with the manifest that it is done by.
@@ -117,11 +120,8 @@ type Errand struct {
 
 // reason says it for people.
 func (e *Errand) reason() string {
-	what := "to be verified"
-	if e.Kind == spec.Capture {
-		what = "to be captured"
-	}
-	return what + by(&e.Note)
+	what := map[spec.ErrandKind]string{spec.Verify: "to be verified", spec.Capture: "to be captured", spec.Rescue: "to be rescued"}
+	return what[e.Kind] + by(&e.Note)
 }
 
 // Spent is the token of an attempt that has ended, and where it was used.
@@ -173,9 +173,11 @@ func (r *Record) Decide(now time.Time, p Policy, turn func() Turn) (Decision, st
 		local = Wait
 	}
 	switch {
+	case r.rescue():
+		return Remote, r.Errand.reason()
 	case r.Hold != nil:
 		return local, "held" + by(r.Hold)
-	case r.Errand != nil && !r.Broken:
+	case r.errandDue():
 		return Remote, r.Errand.reason()
 	case r.Parked != nil:
 		return local, "parked" + by(r.Parked)
@@ -191,6 +193,16 @@ func (r *Record) Decide(now time.Time, p Policy, turn func() Turn) (Decision, st
 	}
 	return Remote, r.dueReason()
 }
+
+// errandDue says whether the PC's next boot is for its errand, unless the host is held. A
+// disk that does not boot has no system to look at, but people may.
+func (r *Record) errandDue() bool { return r.rescue() || r.Errand != nil && !r.Broken }
+
+// rescue says whether the PC's next boot is for people who log in: of a host that is held, too.
+func (r *Record) rescue() bool { return r.Errand != nil && r.Errand.Kind == spec.Rescue }
+
+// inRescue says whether the attempt under way is a rescue.
+func (r *Record) inRescue() bool { return r.Boot != nil && r.Boot.Errand == spec.Rescue }
 
 func (r *Record) dueReason() string {
 	switch {
@@ -291,7 +303,7 @@ func (r *Record) Repeats(now time.Time, address string) bool {
 // Next is the manifest that a Remote boot gets; zero is none.
 func (r *Record) Next() spec.Digest {
 	switch {
-	case r.Errand != nil && !r.Broken:
+	case r.errandDue():
 		return r.Errand.Manifest
 	case r.Wanted != nil:
 		return r.Wanted.Manifest
@@ -304,7 +316,7 @@ func (r *Record) Begin(now time.Time, p Policy, id, token, address, reason strin
 	r.Asked(now, p)
 	r.Calls, r.CalledAt = 0, time.Time{}
 	a := api.Attempt{ID: id, Started: now, Result: api.UnderWay, Reason: reason, Address: address}
-	if r.Errand != nil && !r.Broken {
+	if r.errandDue() {
 		a.Digest, a.Errand = r.Errand.Digest, r.Errand.Kind
 	} else {
 		a.Digest, a.Order, a.Rollout = r.Wanted.Digest, r.Wanted.Order, r.Rollout
@@ -317,7 +329,10 @@ func (r *Record) Begin(now time.Time, p Policy, id, token, address, reason strin
 // come to its end without a word.
 func (r *Record) Asked(now time.Time, p Policy) {
 	r.LastSeen = now
-	if r.Boot != nil {
+	switch {
+	case r.inRescue() && r.Boot.Claimed:
+		r.end(now, p, api.Done, "the PC was started anew") // as people end it who have logged in
+	case r.Boot != nil:
 		r.end(now, p, api.Restarted, "the PC started anew in the middle of it"+r.phase())
 	}
 }
@@ -410,6 +425,9 @@ func (r *Record) Observe(e spec.Event, now time.Time, p Policy) (changed bool) {
 			r.Ask = e.Ask
 			r.end(now, p, api.Failed, e.Text)
 		}
+	case spec.EventRescue:
+		changed = true
+		b.Text = e.Text
 	case spec.EventErrand:
 		changed = true
 		if e.Verified != nil && r.Errand != nil && b.Errand == spec.Verify {
@@ -539,8 +557,17 @@ func (r *Record) end(now time.Time, p Policy, result api.Result, text string) {
 	}
 }
 
-// Release lifts a hold and a parking, and says what it lifted; nothing is "".
+// Release lifts a hold and a parking, and says what it lifted; nothing is "". A rescue is
+// ended before that, and alone: whoever ends it has not said that the disk may be lost.
 func (r *Record) Release() string {
+	switch {
+	case r.inRescue():
+		r.Boot.Released = true
+		return "its rescue ends within seconds" + r.leftOver()
+	case r.rescue():
+		r.Errand = nil
+		return "its rescue is called off" + r.leftOver()
+	}
 	was := ""
 	switch {
 	case r.Hold != nil && r.Parked != nil:
@@ -557,7 +584,7 @@ func (r *Record) Release() string {
 	switch r.Ask {
 	case spec.AskSerial:
 		r.Supersedes = r.Stamp
-		was += ", and its next reimage may replace what calls itself newer"
+		was = strings.TrimPrefix(was+", and its next reimage may replace what calls itself newer", ", and ")
 	case spec.AskDisk:
 		was += ", and asks again at its next boot: reassure accept-disk says that what is on its disk may be lost"
 	}
@@ -566,6 +593,17 @@ func (r *Record) Release() string {
 	r.Calls, r.CalledAt = 0, time.Time{}
 	r.Hold, r.Parked, r.Failures, r.NotUntil = nil, nil, 0, time.Time{}
 	return was
+}
+
+// leftOver says what the end of a rescue does not lift.
+func (r *Record) leftOver() string {
+	switch {
+	case r.Hold != nil:
+		return "; it stays held: release it again to lift that"
+	case r.Parked != nil:
+		return "; it stays parked: release it again to lift that"
+	}
+	return ""
 }
 
 // State is the record's state in one word. candidate is the digest that the

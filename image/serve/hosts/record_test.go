@@ -293,3 +293,67 @@ func TestErrand(t *testing.T) {
 		t.Error("a verification made its failure forgotten")
 	}
 }
+
+// TestRescueOrder is for people: it comes before a hold, and for a disk that does not boot, and
+// its end lifts nothing else.
+func TestRescueOrder(t *testing.T) {
+	errand := &Errand{
+		Errand:   api.Errand{Errand: spec.Errand{Kind: spec.Rescue, ID: "e1"}, Note: api.Note{By: "kim"}},
+		Manifest: spec.Sum([]byte("text errand")), Digest: first.Digest,
+	}
+	for _, test := range []struct {
+		name string
+		make func(r *Record)
+		then Decision
+		says string
+		left string // what a release of the rescue says besides
+	}{
+		{"of a PC that is well", func(r *Record) { r.Wanted, r.Installed = &first, &first }, Local, "up to date", ""},
+		{"of one that is held", func(r *Record) { r.Hold = &api.Note{Text: "exam"} }, Local, "held", "stays held"},
+		{"of one that is parked", func(r *Record) { r.Arm(second, "roll1"); r.Parked = &api.Note{Text: "3 attempts failed"} }, Local, "parked", "stays parked"},
+		{"of a disk that does not boot", func(r *Record) { r.Arm(second, "roll1"); r.Broken = true }, Remote, "was not finished", ""},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			fresh := func() *Record {
+				r := &Record{Name: "exp01", Errand: errand}
+				test.make(r)
+				told(t, r, t0, Remote, "to be rescued by kim")
+				r.Begin(t0, policy, "a1", "token", "10.0.0.1", "errand")
+				if b := r.Boot; b.Manifest != errand.Manifest || b.Errand != spec.Rescue || b.Rollout != "" {
+					t.Errorf("it began %+v", b)
+				}
+				r.Claim(t0)
+				r.Observe(spec.Event{Kind: spec.EventRescue, Text: "ssh root@10.0.0.1"}, t0, policy)
+				if r.Boot.Text != "ssh root@10.0.0.1" {
+					t.Errorf("how to log in is not kept: %+v", r.Boot)
+				}
+				return r
+			}
+			over := func(how string, r *Record, result api.Result) {
+				t.Helper()
+				if n := len(r.History); r.Boot != nil || r.Errand != nil || n == 0 || r.History[n-1].Result != result {
+					t.Errorf("%s: afterwards it is %+v", how, r)
+				}
+				told(t, r, t0.Add(time.Minute), test.then, test.says)
+			}
+			r := fresh()
+			if said := r.Release(); !strings.HasPrefix(said, "its rescue ends") || !strings.Contains(said, test.left) || !r.Boot.Released {
+				t.Errorf("release: %q, %+v", said, r.Boot)
+			}
+			r.Observe(spec.Event{Kind: spec.EventErrand, Text: "released"}, t0, policy)
+			over("released", r, api.Done)
+			r = fresh()
+			r.Asked(t0, policy)
+			over("reboot in its shell", r, api.Done)
+			r = fresh()
+			r.Expire(t0.Add(time.Hour), policy)
+			over("silent", r, api.Vanished)
+			r = &Record{Name: "exp01", Errand: errand}
+			test.make(r)
+			if said := r.Release(); !strings.HasPrefix(said, "its rescue is called off") || !strings.Contains(said, test.left) || r.Errand != nil {
+				t.Errorf("release before it began: %q", said)
+			}
+			told(t, r, t0, test.then, test.says)
+		})
+	}
+}

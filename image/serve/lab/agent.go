@@ -52,7 +52,7 @@ func (l *Lab) Manifest(mac spec.MAC, token string, from netip.Addr) (text, signa
 // remembering adds to a manifest what the server remembers of the PC's disk, and what
 // people have said of it.
 func (l *Lab) remembering(text []byte, r *hosts.Record) ([]byte, error) {
-	if r.Finished.IsZero() && r.Disk == nil && r.Supersedes == 0 && r.Approved.IsZero() {
+	if r.Finished.IsZero() && r.Disk == nil && r.Supersedes == 0 && r.Approved.IsZero() && !r.Boot.Released {
 		return text, nil
 	}
 	m, err := spec.ParseManifest(text)
@@ -65,6 +65,9 @@ func (l *Lab) remembering(text []byte, r *hosts.Record) ([]byte, error) {
 	}
 	if r.Supersedes != 0 {
 		m.Supersedes = r.Supersedes
+	}
+	if m.Errand != nil {
+		m.Errand.Released = r.Boot.Released
 	}
 	return m.Marshal()
 }
@@ -183,7 +186,7 @@ func (l *Lab) advance(k string, r *hosts.Record, e spec.Event, now time.Time) {
 	switch e.Kind {
 	case spec.EventProgress:
 		p.Text, p.Done, p.Total, p.Rate, p.ETA = e.Text, e.Done, e.Total, e.Rate, e.ETA
-	case spec.EventStep, spec.EventFailure:
+	case spec.EventStep, spec.EventFailure, spec.EventRescue:
 		p.Text = firstLine(e.Text)
 	case spec.EventPhase:
 		if e.Phase == spec.PhaseApproval {

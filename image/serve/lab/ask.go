@@ -99,7 +99,7 @@ func (l *Lab) Ask(mac spec.MAC, from netip.Addr) hosts.Answer {
 		return hosts.Answer{Host: h.Name, Decision: decision, Reason: err.Error(), Again: leastWait}
 	}
 	delete(l.elsewhere, k)
-	if r.Repeats(now, from.String()) && r.Hold == nil {
+	if r.Repeats(now, from.String()) && (r.Hold == nil || r.Boot.Errand == spec.Rescue) {
 		return l.repeat(k, r)
 	}
 	if r.Boot != nil {

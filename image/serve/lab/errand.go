@@ -14,7 +14,7 @@ import (
 
 // Errand asks hosts for something besides a reimage, at their next boot.
 func (l *Lab) Errand(ctx context.Context, q api.ErrandRequest, who string) ([]api.Outcome, error) {
-	if q.Kind != spec.Verify && q.Kind != spec.Capture {
+	if q.Kind != spec.Verify && q.Kind != spec.Capture && q.Kind != spec.Rescue {
 		return nil, fmt.Errorf("there is no errand %q: %w", q.Kind, api.ErrInvalid)
 	}
 	if q.Kind == spec.Capture {
@@ -46,10 +46,10 @@ func (l *Lab) Errand(ctx context.Context, q api.ErrandRequest, who string) ([]ap
 		given[r.Name] = true
 		l.Logger.Info("errand", "kind", q.Kind, "id", id, "host", r.Name, "by", who, "why", q.Why)
 		if !q.Now {
-			return fmt.Sprintf("will %s at its next boot", q.Kind), nil
+			return fmt.Sprintf("will %s at its next boot", does(q.Kind)), nil
 		}
 		go l.start(context.WithoutCancel(ctx), *l.hostOf(k), append([]string{}, r.HostKeys...))
-		return fmt.Sprintf("is told to start, and will %s then", q.Kind), nil
+		return fmt.Sprintf("is told to start, and will %s then", does(q.Kind)), nil
 	})
 	for i, o := range out {
 		if given[o.Host] {
@@ -59,19 +59,32 @@ func (l *Lab) Errand(ctx context.Context, q api.ErrandRequest, who string) ([]ap
 	return out, err
 }
 
+// does says what a PC does on an errand.
+func does(kind spec.ErrandKind) string {
+	if kind == spec.Rescue {
+		return "wait for people who log in"
+	}
+	return string(kind)
+}
+
 // errandOf returns a copy of the manifest that an errand of a host goes by, or
 // why there is none.
 func (l *Lab) errandOf(k string, kind spec.ErrandKind) (*spec.Manifest, string) {
 	r := l.record(k)
 	switch {
+	case r.Boot != nil && r.Boot.Errand == "":
+		return nil, "it is being reimaged"
+	case kind == spec.Rescue && r.Boot != nil && r.Boot.Errand == spec.Rescue:
+		return nil, "it is in rescue already: " + r.Boot.Text
+	case kind == spec.Rescue && len(l.candidates[k].Rescuers()) == 0:
+		return nil, "nobody could log in: write rescue_keys, or authorized_keys below system, into its profile"
+	case kind == spec.Rescue:
 	case r.Hold != nil:
 		return nil, "it is held" + said(r.Hold)
 	case r.Broken:
 		return nil, "its last reimage was not finished, so that there is no system on its disk"
-	case r.Boot != nil && r.Boot.Errand == "":
-		return nil, "it is being reimaged"
 	}
-	if kind == spec.Capture {
+	if kind == spec.Capture || kind == spec.Rescue {
 		m := *l.candidates[k]
 		l.serial = max(l.Now().Unix(), l.serial+1)
 		m.Serial = l.serial

@@ -92,6 +92,10 @@ func (l *Lab) roll(keys []string, r api.RolloutRequest, who string) (*hosts.Roll
 	for _, k := range keys {
 		old := l.record(k)
 		m := l.candidates[k]
+		if m.Mode == spec.ReimageRescue {
+			l.serial = serial
+			return nil, fmt.Errorf("%s: its profile %s says mode: rescue, which is for sites without a boot server: take that out, and run reassure rescue %s for a rescue: %w", m.Host, m.Profile, m.Host, api.ErrInvalid)
+		}
 		if !r.Force && old.Wanted != nil && old.Wanted.Digest == m.Digest && old.UpToDate() {
 			roll.Same = append(roll.Same, k)
 			continue

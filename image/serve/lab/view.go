@@ -56,6 +56,9 @@ func (l *Lab) view(k string, stands map[*hosts.Rollout]hosts.Standing) api.Host 
 		if r.Boot.Errand != "" {
 			v.Reason = r.Boot.Reason
 		}
+		if r.Boot.Errand == spec.Rescue && r.Boot.Text != "" {
+			v.Reason = "in rescue: " + r.Boot.Text
+		}
 		if p := l.progress[k]; p != nil {
 			c := *p
 			v.Progress = &c

@@ -14,7 +14,7 @@ import (
 // kinds are all kinds of events.
 var kinds = [...]spec.EventKind{
 	spec.EventStart, spec.EventPlan, spec.EventPhase, spec.EventProgress, spec.EventStep,
-	spec.EventKeys, spec.EventFailure, spec.EventDone, spec.EventUpToDate, spec.EventErrand,
+	spec.EventKeys, spec.EventFailure, spec.EventDone, spec.EventUpToDate, spec.EventErrand, spec.EventRescue,
 }
 
 // agent is the token of a PC, if it has one and has not asked too often.

@@ -210,13 +210,7 @@ func (s *Server) apiAccept(c *call) error {
 	if err := c.decode(&r, maxEvent); err != nil {
 		return err
 	}
-	if len(r.Disks) == 0 {
-		return refusef(http.StatusUnprocessableEntity, "no disks: name hosts, each with its disk")
-	}
-	out, err := s.lab.AcceptDisks(c.r.Context(), r, v.By)
-	if err == nil {
-		s.o.Log.Info("accept", "by", v.By, "disks", len(r.Disks), "why", r.Why)
-	}
+	out, err := s.accept(c, v, r)
 	return c.json(list(out), err)
 }
 
@@ -229,13 +223,7 @@ func (s *Server) apiApprove(c *call) error {
 	if err := c.decode(&r, maxEvent); err != nil {
 		return err
 	}
-	if len(r.Plans) == 0 {
-		return refusef(http.StatusUnprocessableEntity, "no plans: name hosts, each with the digest of its plan")
-	}
-	out, err := s.lab.Approve(c.r.Context(), r, v.By)
-	if err == nil {
-		s.o.Log.Info("approve", "by", v.By, "plans", len(r.Plans), "why", r.Why)
-	}
+	out, err := s.approve(c, v, r)
 	return c.json(list(out), err)
 }
 
@@ -324,6 +312,28 @@ func (s *Server) release(c *call, v visitor, t api.Targets) ([]api.Outcome, erro
 	out, err := s.lab.Release(c.r.Context(), t, v.By)
 	if err == nil {
 		s.o.Log.Info("release", "by", v.By, "targets", t.Targets, "why", t.Why)
+	}
+	return out, err
+}
+
+func (s *Server) accept(c *call, v visitor, r api.AcceptRequest) ([]api.Outcome, error) {
+	if len(r.Disks) == 0 {
+		return nil, refusef(http.StatusUnprocessableEntity, "no disks: name hosts, each with its disk")
+	}
+	out, err := s.lab.AcceptDisks(c.r.Context(), r, v.By)
+	if err == nil {
+		s.o.Log.Info("accept", "by", v.By, "disks", len(r.Disks), "why", r.Why)
+	}
+	return out, err
+}
+
+func (s *Server) approve(c *call, v visitor, r api.ApproveRequest) ([]api.Outcome, error) {
+	if len(r.Plans) == 0 {
+		return nil, refusef(http.StatusUnprocessableEntity, "no plans: name hosts, each with the digest of its plan")
+	}
+	out, err := s.lab.Approve(c.r.Context(), r, v.By)
+	if err == nil {
+		s.o.Log.Info("approve", "by", v.By, "plans", len(r.Plans), "why", r.Why)
 	}
 	return out, err
 }

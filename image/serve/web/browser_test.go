@@ -401,6 +401,20 @@ func TestPageInBrowser(t *testing.T) {
 		t.Errorf("the lab was asked %q, want %q", got, want)
 	}
 
+	// A parked host asks whether its disk may be lost: the table is shown twice, and a box ticked.
+	b.open(home + "hosts/exp07")
+	const lost = `return document.querySelector("table.disks tbody td:last-child")?.textContent ?? ""`
+	b.until("question", `vfat 512 MiB, ntfs "Windows" 900 GiB`, lost)
+	b.shoot("asks-light")
+	b.click("#asks button")
+	b.until("asked", "Accept 1 disk", `return document.querySelector("h1").textContent.trim()`)
+	b.until("once more", `vfat 512 MiB, ntfs "Windows" 900 GiB`, lost)
+	b.shoot("accept-light")
+	b.click("input[name=sure]")
+	b.click("button.main")
+	b.until("flash", "exp07: accepted", `return document.querySelector(".flash")?.textContent.trim() ?? ""`)
+	b.until("back", "/reassure/hosts/exp07", `return location.pathname`)
+
 	b.open(home + "hosts/exp03")
 	b.until("connection", "live", `return document.getElementById("live").textContent`)
 	b.size(1440, 1250)

@@ -159,6 +159,11 @@ func (f *fake) detail(h *api.HostDetail, now time.Time) {
 		Wads:  []spec.Wad{{Name: "debian.tar.zst", Size: 1400 * spec.MiB, SHA256: digest(9), Mount: "/"}},
 		Files: []string{"/etc/hosts", "/etc/fstab"}, Steps: []string{"ssh keys", "limits", "boot loader"}, Finish: spec.Reboot,
 	}
+	if h.State == api.Parked {
+		target := h.Facts.Disks[0]
+		target.Contents = []spec.Content{{Kind: "vfat", Size: 512 * spec.MiB}, {Kind: "ntfs", Label: "Windows", Size: 900 * spec.GiB}}
+		h.Target, h.Ask = &target, spec.AskDisk
+	}
 	h.HostKeys = []string{"ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIBOdm2Qm0x5fnXwPmCTy2VfQ3b0Y5nq1l2o3p4q5r6s7 root@" + h.Name}
 	phases := []spec.PhaseTime{{Name: "hardware", Seconds: 1.4}, {Name: "network", Seconds: 2.2}, {Name: "manifest", Seconds: .2}, {Name: "decide", Seconds: .3}, {Name: "erase", Seconds: .4}, {Name: "format", Seconds: 1.1}, {Name: "extract", Seconds: 31}, {Name: "configure", Seconds: .8}, {Name: "steps", Seconds: 9}, {Name: "commit", Seconds: 2.1}}
 	add := func(id string, began, took time.Duration, result api.Result, reason, text string, keep int) {
@@ -340,16 +345,20 @@ func (f *fake) StopRollout(_ context.Context, id, why, by string) (api.Rollout, 
 func (f *fake) Approve(_ context.Context, r api.ApproveRequest, by string) ([]api.Outcome, error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	if err := f.called("approve %d by %s", len(r.Plans), by); err != nil {
+	if err := f.called("approve %v why=%q by %s", r.Plans, r.Why, by); err != nil {
 		return nil, err
 	}
-	return nil, nil
+	var out []api.Outcome
+	for name := range r.Plans {
+		out = append(out, api.Outcome{Host: name, Text: "approved"})
+	}
+	return out, nil
 }
 
 func (f *fake) AcceptDisks(_ context.Context, r api.AcceptRequest, by string) ([]api.Outcome, error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	if err := f.called("accept %v by %s", r.Disks, by); err != nil {
+	if err := f.called("accept %v why=%q by %s", r.Disks, r.Why, by); err != nil {
 		return nil, err
 	}
 	var out []api.Outcome

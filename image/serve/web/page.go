@@ -288,6 +288,7 @@ func flash(v visitor) []string {
 type hostPage struct {
 	frame
 	Host  api.HostDetail
+	Asks  *question // nil: nothing
 	Why   api.Why
 	Steps []step
 }
@@ -315,6 +316,12 @@ func (s *Server) pageHost(c *call) error {
 	}
 	p := hostPage{frame: s.frame(c, v, h.Name), Host: h}
 	p.Watch = h.Name
+	switch {
+	case h.Ask == spec.AskDisk:
+		p.Asks = ask("accept", &h)
+	case h.PlanWaits():
+		p.Asks = ask("approve", &h)
+	}
 	if p.Why, err = s.lab.Why(h.Name, v.May); err != nil {
 		return err
 	}
@@ -472,6 +479,8 @@ func findAction(name string) (action, error) {
 	for _, a := range []action{
 		{"rollout", "Roll out", true},
 		{"reimage", "Reimage", true},
+		{"accept", "Accept disks", false},
+		{"approve", "Approve", false},
 		{"hold", "Hold", false},
 		{"release", "Release", false},
 	} {
@@ -487,9 +496,12 @@ type confirmPage struct {
 	Action action
 	Wiped  []api.Host
 	Spared []api.Host // that need nothing
-	Back   string
-	Wrong  string
-	Form   url.Values
+	// Questions are what the hosts ask, and Silent those that ask nothing.
+	Questions []question
+	Silent    []string
+	Back      string
+	Wrong     string
+	Form      url.Values
 }
 
 // Hosts are all that were chosen.
@@ -530,6 +542,19 @@ func (s *Server) confirm(c *call, v visitor, status int, a action, form url.Valu
 	if len(p.Wiped)+len(p.Spared) == 0 {
 		return refusef(http.StatusUnprocessableEntity, "no host is chosen: tick some in the table")
 	}
+	if a.asks() {
+		for _, host := range p.Hosts() {
+			h, err := s.lab.Host(host.Name)
+			if err != nil {
+				return err
+			}
+			if q := ask(a.Name, &h); q != nil {
+				p.Questions = append(p.Questions, *q)
+			} else {
+				p.Silent = append(p.Silent, h.Name)
+			}
+		}
+	}
 	return s.render(c, status, "confirm", p)
 }
 
@@ -568,6 +593,10 @@ func (s *Server) pageDo(c *call) error {
 	case "release":
 		var out []api.Outcome
 		out, err = s.release(c, v, targets)
+		told = outcomes(out)
+	case "accept", "approve":
+		var out []api.Outcome
+		out, err = s.answer(c, v, name, form, targets.Why)
 		told = outcomes(out)
 	case "rollout", "reimage":
 		var request api.RolloutRequest
@@ -684,6 +713,7 @@ func plural(n int, what string) string {
 func functions() template.FuncMap {
 	return template.FuncMap{
 		"plural": plural,
+		"list":   func(q *question) []question { return []question{*q} },
 		"share":  share,
 		"add":    func(a, b float64) float64 { return a + b },
 		"when":   when,

@@ -8,6 +8,7 @@ import (
 	"encoding/xml"
 	"errors"
 	"fmt"
+	"html"
 	"io"
 	"log/slog"
 	"net"
@@ -120,6 +121,8 @@ var changes = []struct{ path, body, kind string }{
 	{"/do/stop", "id=r12", formType},
 	{"/do/hold", "host=exp01&why=fan", formType},
 	{"/do/release", "host=exp01", formType},
+	{"/do/accept", "host=exp01&seen=" + url.QueryEscape(`{"serial":"S1"}`) + "&sure=yes", formType},
+	{"/do/approve", "host=exp01&seen=sha256:" + strings.Repeat("1", 64) + "&sure=yes", formType},
 	{"/do/reload", "", formType},
 }
 
@@ -388,6 +391,7 @@ func TestAgents(t *testing.T) {
 		{"no manifest", "GET", "/manifests/passwd", "", pc, 404, "01-MAC.json"},
 		{"escape", "GET", "/manifests/..%2f..%2fetc%2fpasswd", "", pc, 404, "no manifest"},
 		{"event", "POST", "/events/exp01", event("x"), pc, 204, ""},
+		{"event of a rescue", "POST", "/events/exp01", strings.Replace(event("x"), `"kind":"phase"`, `"kind":"rescue"`, 1), pc, 204, ""},
 		{"event without token", "POST", "/events/exp01", event("x"), nil, 401, "reassure.token"},
 		{"event with a wrong token", "POST", "/events/exp01", event("x"), []string{"Authorization", "Bearer x"}, 403, "not this PC's"},
 		{"event that is no JSON", "POST", "/events/exp01", "hello", pc, 400, "not what is wanted"},
@@ -579,7 +583,7 @@ func TestStream(t *testing.T) {
 // pagesOf are pages of a lab, one of each kind.
 func (s *site) pages(c *http.Client) map[string]string {
 	pages := map[string]string{}
-	for _, path := range []string{"/", "/?state=parked&q=exp", "/hosts/exp03", "/hosts/exp07", "/hosts/exp15", "/hosts/exp18", "/hosts/exp03/log", "/login", "/hosts/nobody", "/confirm?action=reimage&host=exp01", "/confirm?action=rollout&host=exp01&host=exp15", "/confirm?action=hold&host=exp01"} {
+	for _, path := range []string{"/", "/?state=parked&q=exp", "/hosts/exp03", "/hosts/exp07", "/hosts/exp15", "/hosts/exp18", "/hosts/exp03/log", "/login", "/hosts/nobody", "/confirm?action=reimage&host=exp01", "/confirm?action=rollout&host=exp01&host=exp15", "/confirm?action=hold&host=exp01", "/confirm?action=accept&host=exp01&host=exp07", "/confirm?action=approve&host=exp01"} {
 		_, text := s.ask(c, "GET", path, "")
 		pages[path] = text
 	}
@@ -671,6 +675,8 @@ func TestEscaping(t *testing.T) {
 		h.Facts.CPU, h.Facts.Disks[0].Serial, h.Groups = evil, evil, []string{evil}
 		h.History[0].Text, h.History[0].Phases = evil, []spec.PhaseTime{{Name: evil, Seconds: 1}}
 		h.HostKeys = []string{evil}
+		h.Ask, h.Target = spec.AskDisk, &spec.Disk{Device: evil, Model: evil, Serial: evil, Contents: []spec.Content{{Kind: evil, Label: evil}}}
+		h.Progress, h.Plan.Wads[0].Name = &api.Progress{Phase: spec.PhaseApproval, Text: evil}, evil
 	})
 	s.lab.mu.Lock()
 	s.lab.logs["exp01 "+s.lab.hosts[0].History[0].ID] = evil
@@ -679,7 +685,7 @@ func TestEscaping(t *testing.T) {
 	s.lab.rollouts[0].Why, s.lab.rollouts[0].By = evil, evil
 	s.lab.mu.Unlock()
 	c := s.login()
-	for _, path := range []string{"/", "/?q=" + url.QueryEscape(evil), "/?fragment=1&host=exp01", "/hosts/exp01", "/hosts/exp01/log", "/login?next=" + url.QueryEscape(evil), "/hosts/" + url.PathEscape(evil), "/confirm?action=hold&host=exp01&why=" + url.QueryEscape(evil)} {
+	for _, path := range []string{"/", "/?q=" + url.QueryEscape(evil), "/?fragment=1&host=exp01", "/hosts/exp01", "/hosts/exp01/log", "/login?next=" + url.QueryEscape(evil), "/hosts/" + url.PathEscape(evil), "/confirm?action=hold&host=exp01&why=" + url.QueryEscape(evil), "/confirm?action=accept&host=exp01", "/confirm?action=approve&host=exp01"} {
 		a, text := s.ask(c, "GET", path, "")
 		if a.StatusCode >= 500 {
 			t.Errorf("GET %s: %s", path, a.Status)
@@ -858,6 +864,85 @@ func TestConfirm(t *testing.T) {
 	}
 	if a, _ := s.ask(stay(nil), "GET", "/confirm?action=reimage&host=exp01", ""); a.StatusCode != 401 {
 		t.Errorf("anyone: %s", a.Status)
+	}
+}
+
+// A host that asks is answered on its page, by those who may, with what they have seen.
+func TestQuestions(t *testing.T) {
+	s := newSite(t, nil)
+	from := []string{"Origin", s.root, "Content-Type", formType}
+	s.lab.change("exp03", func(h *api.HostDetail) { h.Progress.Phase = spec.PhaseApproval })
+	id, sum := s.lab.hosts[6].Target.Identity(), s.lab.hosts[2].Plan.Sum()
+	seenDisk, err := json.Marshal(id)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, q := range []struct {
+		host, action  string
+		shown         []string
+		button        string
+		seen, another string // what the form says was seen; what cannot be read
+		silent        string // a host that does not ask that, and what is said of it
+		asked, told   string
+	}{
+		{
+			"exp07", "accept", []string{"May this disk be lost?", "/dev/sda", "WDC WD10EZEX-08WN4A0", "WCC6Y5FHX3KZ", "vfat 512 MiB, ntfs &#34;Windows&#34; 900 GiB"}, "Accept the disk…",
+			string(seenDisk), "{}x", "have not told which disk is theirs: exp01", fmt.Sprintf(`accept map[exp07:%v] why="new lab" by ada`, id), "exp07: accepted",
+		},
+		{
+			"exp03", "approve", []string{"Is this plan right?", "exp03 gets profile gentoo-reassure", "on /dev/sda (932 GiB, ata, WDC WD10EZEX", "fetch  debian.tar.zst, 1.37 GiB"}, "Approve…",
+			sum.String(), "1", "wait for nobody: exp01", fmt.Sprintf(`approve map[exp03:%v] why="new lab" by ada`, sum), "exp03: approved",
+		},
+	} {
+		t.Run(q.action, func(t *testing.T) {
+			c := s.login()
+			for who, client := range map[string]*http.Client{"anyone": stay(nil), "ada": c} {
+				_, text := s.ask(client, "GET", "/hosts/"+q.host, "")
+				for _, want := range q.shown {
+					if !strings.Contains(text, want) {
+						t.Errorf("the page does not show %s %q:\n%s", who, want, text)
+					}
+				}
+				if got := strings.Contains(text, q.button); got != (who == "ada") {
+					t.Errorf("%s is shown the button: %v", who, got)
+				}
+			}
+			if _, text := s.ask(c, "GET", "/hosts/exp01", ""); strings.Contains(text, q.shown[0]) || strings.Contains(text, q.button) {
+				t.Error("a host that asks nothing is shown as one that does")
+			}
+			_, text := s.ask(c, "POST", "/confirm", "action="+q.action+"&host=exp01&host="+q.host, from...)
+			for _, want := range append(q.shown[1:], q.silent, `name="seen" value="`+html.EscapeString(q.seen)+`"`) {
+				if !strings.Contains(text, want) {
+					t.Errorf("the question does not show %q:\n%s", want, text)
+				}
+			}
+			if strings.Contains(text, `name="host" value="exp01"`) {
+				t.Error("the answer is for exp01, too")
+			}
+			path := "/do/" + q.action
+			for _, wrong := range []string{
+				"asked=yes&host=" + q.host + "&seen=" + url.QueryEscape(q.seen),
+				"asked=yes&sure=yes&host=" + q.host,
+				"asked=yes&sure=yes&host=" + q.host + "&host=exp01&seen=" + url.QueryEscape(q.seen),
+				"asked=yes&sure=yes&host=" + q.host + "&seen=" + url.QueryEscape(q.another),
+				"sure=yes",
+			} {
+				if a, _ := s.ask(c, "POST", path, wrong, from...); a.StatusCode != http.StatusUnprocessableEntity {
+					t.Errorf("%s: %s", wrong, a.Status)
+				}
+			}
+			before := s.lab.asked()
+			a, _ := s.ask(c, "POST", path, "asked=yes&sure=yes&why=new+lab&next=/reassure/hosts/"+q.host+"&host="+q.host+"&seen="+url.QueryEscape(q.seen), from...)
+			if got := s.lab.asked()[len(before):]; a.StatusCode != http.StatusSeeOther || !slices.Equal(got, []string{q.asked}) {
+				t.Errorf("%s; the lab was asked %q, want %q", a.Status, got, q.asked)
+			}
+			if _, text := s.ask(c, "GET", "/hosts/"+q.host, ""); !strings.Contains(text, q.told) {
+				t.Errorf("nothing says %q", q.told)
+			}
+		})
+	}
+	if asked := s.lab.asked(); len(asked) != 2 {
+		t.Errorf("the lab was asked %q", asked)
 	}
 }
 
