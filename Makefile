@@ -14,12 +14,13 @@ LONG = ^(TestDeltaOnPC|TestCutInDelta|TestPreservedOnPC|TestServe|TestDHCPConfig
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.* ## /  make \1\t/p' Makefile | expand -t 24
-	@echo '  FLAVOUR=full|vm OUT=FOLDER CONFIG=FILE KEYS=FOLDER INSECURE=1 KERNEL=FILE MODULES=FOLDER go with make image'
+	@echo '  FLAVOUR=full|vm OUT=FOLDER CONFIG=FILE KEYS=FOLDER INSECURE=1 KERNEL=FILE MODULES=FOLDER SECUREBOOT_KEY=FILE SECUREBOOT_CERT=FILE go with make image'
 
 image: build-deps ## the kernel and initramfs that PCs boot, as a TFTP root in out/
 	@go run ./cmds/mkimage build -flavour '$(FLAVOUR)' -out '$(OUT)' \
 		$(if $(CONFIG),-config '$(CONFIG)') $(if $(KEYS),-keys '$(KEYS)') $(if $(INSECURE),-insecure) \
-		$(if $(KERNEL),-kernel '$(KERNEL)') $(if $(MODULES),-modules '$(MODULES)')
+		$(if $(KERNEL),-kernel '$(KERNEL)') $(if $(MODULES),-modules '$(MODULES)') \
+		$(if $(SECUREBOOT_KEY),-secureboot-key '$(SECUREBOOT_KEY)') $(if $(SECUREBOOT_CERT),-secureboot-cert '$(SECUREBOOT_CERT)')
 
 test: lint unit qemu ## lint, unit tests, and virtual PCs that are reimaged
 

@@ -10,6 +10,8 @@
 //	ipxe/boot.ipxe                 the same for iPXE: on to the PC's own file, else Local
 //	ipxe/remote.ipxe               Remote
 //	ipxe/01-MAC.ipxe               a link to remote.ipxe, or none
+//	uki/remote                     Remote, for an image that no loader has loaded (spec.ParseTold)
+//	uki/01-MAC                     a link to remote, or none
 //
 // pxelinux's names and texts are near those of the sites that ReAssure comes from.
 // All but the links begin with a line that says which program wrote them, so that
@@ -89,6 +91,7 @@ func Files(by Writer, o RemoteOptions) ([]File, error) {
 		{PXELinux, []string{Default, Remote}},
 		{GRUB, []string{"grub.cfg", "remote.cfg"}},
 		{IPXE, []string{"boot.ipxe", "remote.ipxe"}},
+		{Unified, []string{"remote"}},
 	} {
 		if i := strings.IndexAny(o.CommandLine, f.loader.special()); i >= 0 {
 			return nil, fmt.Errorf("boot files: the command line holds %q, which %s takes for more: change command_line in site.yaml", o.CommandLine[i], f.loader)
@@ -130,6 +133,7 @@ func Choices(mac spec.MAC) []Choice {
 		{Folder + "/" + mac.PXE(), Folder + "/" + Remote},
 		{"grub/grub.cfg-01-" + mac.String(), "grub/remote.cfg"},
 		{"ipxe/" + mac.PXE() + ".ipxe", "ipxe/remote.ipxe"},
+		{spec.ToldFolder + "/" + mac.PXE(), spec.ToldFolder + "/remote"},
 	}
 }
 

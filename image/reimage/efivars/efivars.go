@@ -45,6 +45,9 @@ type Entry struct {
 	Network bool
 	// Drive says that it boots from a disk, a stick or the like.
 	Drive bool
+	// App says that it is a program such as the firmware's set-up, which is started
+	// when a person wants it.
+	App bool
 }
 
 func (e Entry) String() string { return fmt.Sprintf("%s %q", e.name(), e.Description) }
@@ -163,7 +166,9 @@ func parseEntry(data []byte) (Entry, error) {
 	if len(data) < 6 {
 		return Entry{}, bad
 	}
-	e := Entry{Active: binary.LittleEndian.Uint32(data)&1 != 0}
+	flags := binary.LittleEndian.Uint32(data)
+	// LOAD_OPTION_ACTIVE, LOAD_OPTION_HIDDEN, LOAD_OPTION_CATEGORY_APP (section 3.1.3)
+	e := Entry{Active: flags&1 != 0, App: flags&8 != 0 || flags&0x1f00 == 0x100}
 	length := int(binary.LittleEndian.Uint16(data[4:]))
 	rest := data[6:]
 	description, rest, ok := utf16Text(rest)

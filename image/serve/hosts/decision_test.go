@@ -75,6 +75,7 @@ func TestEveryLoader(t *testing.T) {
 	dir := tftp(t)
 	links := map[string]string{
 		one: "remote.boot", "grub/grub.cfg-01-00:09:3d:12:20:ed": "remote.cfg", "ipxe/01-00-09-3d-12-20-ed.ipxe": "remote.ipxe",
+		"uki/01-00-09-3d-12-20-ed": "remote",
 	}
 	for name, to := range links {
 		err := errors.Join(os.MkdirAll(filepath.Join(dir, filepath.Dir(name)), 0o755),

@@ -150,7 +150,7 @@ func TestPublish(t *testing.T) {
 	old := syscall.Umask(0o077)
 	defer syscall.Umask(old)
 	r := l.publish()
-	if len(r.Hosts) != 2 || !r.Hosts[0].New || r.Wads != 1 || len(r.Boot) != 6 {
+	if len(r.Hosts) != 2 || !r.Hosts[0].New || r.Wads != 1 || len(r.Boot) != 7 {
 		t.Errorf("%+v", r)
 	}
 	m := l.manifest(first)
@@ -185,20 +185,20 @@ func TestPublish(t *testing.T) {
 		t.Error("the wad takes room twice on one file system")
 	}
 	for _, boot := range []string{
-		"pxelinux.cfg/default", "pxelinux.cfg/remote.boot", "grub/grub.cfg", "grub/remote.cfg", "ipxe/boot.ipxe", "ipxe/remote.ipxe",
+		"pxelinux.cfg/default", "pxelinux.cfg/remote.boot", "grub/grub.cfg", "grub/remote.cfg", "ipxe/boot.ipxe", "ipxe/remote.ipxe", "uki/remote",
 	} {
 		text, err := os.ReadFile(filepath.Join(l.tftp, boot))
 		if err != nil || bootfiles.WrittenBy(text) != bootfiles.Publish {
 			t.Errorf("%s: %q, %v", boot, text, err)
 		}
 	}
-	for _, boot := range []string{"pxelinux.cfg/remote.boot", "grub/remote.cfg", "ipxe/remote.ipxe"} {
+	for _, boot := range []string{"pxelinux.cfg/remote.boot", "grub/remote.cfg", "ipxe/remote.ipxe", "uki/remote"} {
 		if text, _ := os.ReadFile(filepath.Join(l.tftp, boot)); !regexp.MustCompile(`(?m) reassure\.url=http://172\.30\.0\.5/reassure( |$)`).Match(text) {
 			t.Errorf("%s: %s", boot, text)
 		}
 	}
 	// A web server that is nobody can read all of it.
-	for _, dir := range []string{l.out, filepath.Join(l.tftp, "pxelinux.cfg"), filepath.Join(l.tftp, "grub"), filepath.Join(l.tftp, "ipxe")} {
+	for _, dir := range []string{l.out, filepath.Join(l.tftp, "pxelinux.cfg"), filepath.Join(l.tftp, "grub"), filepath.Join(l.tftp, "ipxe"), filepath.Join(l.tftp, "uki")} {
 		if err := filepath.WalkDir(dir, func(path string, e fs.DirEntry, err error) error {
 			if err != nil {
 				return err
