@@ -8,9 +8,27 @@ import (
 	"time"
 
 	"reassure/image/fetch"
+	"reassure/image/reimage/efivars"
 	"reassure/image/reimage/local"
+	"reassure/image/reimage/netup"
 	"reassure/image/spec"
 )
+
+// bootedFrom has the firmware say which card the PC booted from, as boot loaders do.
+// An entry may be older than the card: only one that is there counts.
+func (r *Reimager) bootedFrom() {
+	if r.Options.BootMAC != (spec.MAC{}) {
+		return
+	}
+	mac, err := efivars.Vars{}.BootMAC()
+	if err != nil {
+		r.Log.Warn("the firmware does not say which card the PC booted from", "error", err)
+		return
+	}
+	if mac != (spec.MAC{}) && netup.Present(netup.Options{BootMAC: mac}) {
+		r.Options.BootMAC = mac
+	}
+}
 
 // ask asks the server for the boot decision, as boot loaders do that have loaded an
 // image, until it is not to wait: remote says that it is Remote, and then the options hold

@@ -226,6 +226,9 @@ func (r *Reimager) tryOnce(ctx context.Context) (finish spec.Finish, m *spec.Man
 		if err := r.loadDrivers(ctx); err != nil {
 			return "", nil, err
 		}
+		if r.Options.Ask {
+			r.bootedFrom()
+		}
 		r.phase("network")
 		waiting, cancel := r.patience(ctx)
 		r.network, err = netup.Up(waiting, netup.Options{
