@@ -2,6 +2,7 @@ package qemutests
 
 import (
 	"bytes"
+	"net/http"
 	"os"
 	"path/filepath"
 	"strings"
@@ -145,4 +146,67 @@ func signedImage(t *testing.T, lab *labT) string {
 		t.Fatal(err)
 	}
 	return filepath.Join(out, build.UnifiedFile)
+}
+
+// TestUEFIFromFiles has PCs with UEFI live on static files alone, with another DHCP and
+// TFTP server than ours and any web server: once by iPXE, once by the image as one file,
+// which finds its server by DHCP's next-server. Told Local, each goes on to its disk.
+func TestUEFIFromFiles(t *testing.T) {
+	for _, loader := range []string{"snponly.efi", build.UnifiedFile} {
+		t.Run(loader, func(t *testing.T) {
+			pc := &PC{
+				Name: "exp01", IP: "172.30.0.11", MAC: spec.MAC{0x52, 0x54, 0, 0, 0, 1}, Vars: map[string]string{"motd": "first"},
+				Disk: &Disk{Size: 50 * spec.MiB, Fill: EFISystem("THE DISK")}, Firmware: &Firmware{},
+			}
+			room := newRoom(t, small(t, pc))
+			www := filepath.Join(room.Dir, "www")
+			room.reassure("publish", "--out", filepath.Join(www, "reassure"), "--tftp", room.TFTP)
+			if err := os.Symlink(room.TFTP, filepath.Join(www, "reassure", "boot")); err != nil {
+				t.Fatal(err)
+			}
+			asked := make(chan string, 100)
+			l, err := room.Listen(t.Context(), SegmentServer+":80")
+			if err != nil {
+				t.Fatal(err)
+			}
+			files := http.FileServer(http.Dir(www))
+			web := &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, q *http.Request) {
+				select {
+				case asked <- q.URL.Path:
+				default: // nobody looks any more
+				}
+				files.ServeHTTP(w, q)
+			})}
+			go web.Serve(l)
+			t.Cleanup(func() { closing(t, web.Close) })
+			conf := filepath.Join(room.Dir, "dnsmasq.conf")
+			text := room.reassure("dhcp-config", "dnsmasq", "--interface", bridge, "--efi", loader) + "enable-tftp\ntftp-root=" + room.TFTP + "\n"
+			if err := os.WriteFile(conf, []byte(text), 0o644); err != nil {
+				t.Fatal(err)
+			}
+			room.start(room.Segment.Namespace, `DHCP, static leases only`, dnsmasq("--conf-file="+conf, "--dhcp-leasefile="+filepath.Join(room.Dir, "leases"))...)
+
+			vm := room.powerOn(pc)
+			vm.expect(`THE DISK`, 6*time.Minute)
+			vm.off()
+			for len(asked) > 0 {
+				if path := <-asked; strings.Contains(path, "manifests/") {
+					t.Errorf("told Local, the PC asked for %s", path)
+				}
+			}
+			room.reassure("switch", pc.Name, "remote", "--tftp", room.TFTP)
+			vm = room.powerOn(pc)
+			vm.expect(`network is up.*next_server=172\.30\.0\.5`, 6*time.Minute)
+			for limit := time.After(2 * time.Minute); ; {
+				select {
+				case path := <-asked:
+					if path == "/reassure/manifests/"+pc.MAC.PXE()+".json" {
+						return
+					}
+				case <-limit:
+					t.Fatalf("nobody asked for the PC's manifest; the console says:\n%s", vm.Text())
+				}
+			}
+		})
+	}
 }
