@@ -74,10 +74,12 @@ func TestUnifiedServed(t *testing.T) {
 func TestUnifiedSecureBoot(t *testing.T) {
 	t.Parallel()
 	lab := uefiLab(t, strings.NewReplacer())
-	// What a web server does that serves the TFTP root, too.
-	if err := os.Symlink(lab.TFTP, filepath.Join(lab.WWW, "boot")); err != nil {
+	// The web server has to show the TFTP root, too.
+	boot := filepath.Join(lab.WWW, "boot")
+	if err := os.Rename(lab.TFTP, boot); err != nil {
 		t.Fatal(err)
 	}
+	lab.TFTP = boot
 	unsigned := filepath.Join(t.TempDir(), "unsigned")
 	if err := linkTree(lab.TFTP, unsigned); err != nil {
 		t.Fatal(err)
