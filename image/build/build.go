@@ -386,8 +386,6 @@ func layOut(ctx context.Context, o Options, k *Kernel, parts []compressed, info 
 	results := []result{{KernelFile, kernel}, {InitramfsFile, initramfs}}
 	if one != nil {
 		results = slices.Insert(results, 0, result{UnifiedFile, one})
-	} else if err := removeUnified(o); err != nil {
-		return err
 	}
 	var pending []*renameio.PendingFile
 	defer func() {
@@ -418,6 +416,11 @@ func layOut(ctx context.Context, o Options, k *Kernel, parts []compressed, info 
 			return fmt.Errorf("put %s in place: %w", results[i].name, err)
 		}
 		if err := linkOrCopy(filepath.Join(o.Out, results[i].name), filepath.Join(root, results[i].name)); err != nil {
+			return err
+		}
+	}
+	if one == nil {
+		if err := removeUnified(o); err != nil {
 			return err
 		}
 	}

@@ -54,15 +54,21 @@ func unifiedOptions(t *testing.T) Options {
 	t.Helper()
 	o := options(t)
 	o.Config.Unified = Unified{Stub: "/usr/lib/systemd/boot/efi/linuxx64.efi.stub", CommandLine: "reassure.url=http://172.30.0.5/reassure"}
-	kernel, err := os.ReadFile(o.Kernel)
+	withEFIStub(t, o.Kernel)
+	return o
+}
+
+// withEFIStub has a kernel begin as those do that UEFI can start.
+func withEFIStub(t *testing.T, kernel string) {
+	t.Helper()
+	data, err := os.ReadFile(kernel)
 	if err != nil {
 		t.Fatal(err)
 	}
-	copy(kernel, "MZ")
-	if err := os.WriteFile(o.Kernel, kernel, 0o644); err != nil {
+	copy(data, "MZ")
+	if err := os.WriteFile(kernel, data, 0o644); err != nil {
 		t.Fatal(err)
 	}
-	return o
 }
 
 // TestBuildUnified makes the image one file, looks into it with other people's tools,
