@@ -234,7 +234,7 @@ func (a *app) switchHosts(names []string, decision string) error {
 		if err != nil {
 			return err
 		}
-		if err := hosts.Decide(a.tftp, h, d); err != nil {
+		if err := hosts.Decide(a.tftp, h, d, site.OwnLocalBoot(name)); err != nil {
 			return err
 		}
 		fmt.Fprintf(a.stdout, "%s: %s\n", h.Name, d)
