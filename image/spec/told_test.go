@@ -1,6 +1,7 @@
 package spec
 
 import (
+	"strings"
 	"testing"
 	"time"
 
@@ -30,4 +31,28 @@ func TestParseTold(t *testing.T) {
 			t.Errorf("%q: error %v (-want +got):\n%s", text, err, diff)
 		}
 	}
+}
+
+// FuzzParseTold reads what anybody may send to a PC that asks: it is one decision, or none.
+func FuzzParseTold(f *testing.F) {
+	for _, s := range []string{"local\n", "say x\nremote reassure.url=http://a/b\n", "wait 90\n", "# \x00\nlocal", "wait 9223372036854775807", "remote\tx\n"} {
+		f.Add([]byte(s))
+	}
+	f.Fuzz(func(t *testing.T, text []byte) {
+		told, err := ParseTold(text)
+		decisions := 0
+		for _, is := range []bool{told.Local, told.Remote, told.Again > 0} {
+			if is {
+				decisions++
+			}
+		}
+		switch {
+		case err != nil && told != Told{}:
+			t.Errorf("%v, and yet %+v", err, told)
+		case err == nil && decisions != 1:
+			t.Errorf("%d decisions: %+v", decisions, told)
+		case strings.ContainsAny(told.CommandLine+told.Say, "\n"):
+			t.Errorf("more than a line: %+v", told)
+		}
+	})
 }
