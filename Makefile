@@ -8,18 +8,19 @@ COUNT ?= 200
 # Go tests that boot PCs take longer than go test allows by itself.
 QEMU_TIMEOUT ?= 40m
 # Tests that take minutes each, most of them of virtual PCs, and are not part of make test.
-LONG = ^(TestDeltaOnPC|TestCutInDelta|TestPreservedOnPC|TestServe|TestDHCPConfig|TestServerLost|TestGentooReassure|TestDebianUpgrade|TestCaptured|TestVerify|TestFirmwareBoots|TestTwoCheckouts|TestAsTar|TestLongSpanningTree|TestSmallMemory|TestVLANOnPC|TestFirmware|TestSecureBoot|TestUEFIServed|TestIPXEFromFiles|TestUEFI|TestDebianUEFI|TestUEFIVerified|TestSecureBootInstalled|TestRightDisk|TestHTTPS|TestFirstDay|TestRescueOnPC)$$
+LONG = ^(TestDeltaOnPC|TestCutInDelta|TestPreservedOnPC|TestServe|TestDHCPConfig|TestServerLost|TestGentooReassure|TestDebianUpgrade|TestCaptured|TestVerify|TestFirmwareBoots|TestTwoCheckouts|TestAsTar|TestLongSpanningTree|TestSmallMemory|TestVLANOnPC|TestFirmware|TestSecureBoot|TestUEFIServed|TestIPXEFromFiles|TestUEFI|TestUEFI4Kn|TestDebianUEFI|TestUEFIVerified|TestSecureBootInstalled|TestRightDisk|TestHTTPS|TestFirstDay|TestUEFIFromFiles|TestUnifiedServed|TestUnifiedSecureBoot|TestRescueOnPC)$$
 
 .PHONY: help image test test-long lint unit qemu vulnerabilities fuzz load demo bench clean build-deps test-deps bench-deps test-hardware test-faults
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.* ## /  make \1\t/p' Makefile | expand -t 24
-	@echo '  FLAVOUR=full|vm OUT=FOLDER CONFIG=FILE KEYS=FOLDER INSECURE=1 KERNEL=FILE MODULES=FOLDER go with make image'
+	@echo '  FLAVOUR=full|vm OUT=FOLDER CONFIG=FILE KEYS=FOLDER INSECURE=1 KERNEL=FILE MODULES=FOLDER SECUREBOOT_KEY=FILE SECUREBOOT_CERT=FILE go with make image'
 
 image: build-deps ## the kernel and initramfs that PCs boot, as a TFTP root in out/
 	@go run ./cmds/mkimage build -flavour '$(FLAVOUR)' -out '$(OUT)' \
 		$(if $(CONFIG),-config '$(CONFIG)') $(if $(KEYS),-keys '$(KEYS)') $(if $(INSECURE),-insecure) \
-		$(if $(KERNEL),-kernel '$(KERNEL)') $(if $(MODULES),-modules '$(MODULES)')
+		$(if $(KERNEL),-kernel '$(KERNEL)') $(if $(MODULES),-modules '$(MODULES)') \
+		$(if $(SECUREBOOT_KEY),-secureboot-key '$(SECUREBOOT_KEY)') $(if $(SECUREBOOT_CERT),-secureboot-cert '$(SECUREBOOT_CERT)')
 
 test: lint unit qemu ## lint, unit tests, and virtual PCs that are reimaged
 

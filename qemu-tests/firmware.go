@@ -24,6 +24,9 @@ const (
 	// SecureBoot is OVMF with Secure Boot on, and with the keys that PCs are sold
 	// with, Microsoft's, and no others.
 	SecureBoot Kind = "Secure Boot"
+	// OwnKey is OVMF with Secure Boot on, and with one key alone: the one in Debian's
+	// package, whose private half is there, too. See [Firmware.Identity].
+	OwnKey Kind = "Secure Boot with a site's key"
 )
 
 // Firmware is a PC's UEFI, as a test wants it. Its variables, among them the boot
@@ -35,6 +38,8 @@ type Firmware struct {
 	// Without it the emulator tells it at every power-on to take the network first,
 	// then the disks one after the other, and OVMF writes that into its variables.
 	OwnOrder bool
+	// HTTPBoot has the firmware boot by HTTP and not by PXE.
+	HTTPBoot bool
 
 	variables string
 }
@@ -49,10 +54,26 @@ const ovmf = "/usr/share/OVMF"
 // files are the firmware's code, and the variables that it begins with.
 func (f *Firmware) files() (code, variables string) {
 	suffix := ".fd"
-	if f.Kind == SecureBoot {
+	switch f.Kind {
+	case SecureBoot:
 		suffix = ".ms.fd"
+	case OwnKey:
+		suffix = ".snakeoil.fd"
 	}
 	return filepath.Join(ovmf, "OVMF_CODE_4M"+suffix), filepath.Join(ovmf, "OVMF_VARS_4M"+suffix)
+}
+
+// secure says whether Secure Boot is on.
+func (f *Firmware) secure() bool { return f != nil && (f.Kind == SecureBoot || f.Kind == OwnKey) }
+
+// Identity writes the key and the certificate of [OwnKey] into a folder, as PEM files.
+func Identity(ctx context.Context, dir string) (key, cert string, err error) {
+	key, cert = filepath.Join(dir, "secureboot.key"), "/usr/share/ovmf/PkKek-1-snakeoil.pem"
+	args := []string{"openssl", "pkey", "-in", "/usr/share/ovmf/PkKek-1-snakeoil.key", "-passin", "pass:snakeoil", "-out", key}
+	if err := (command.Command{Args: args}).Run(ctx); err != nil {
+		return "", "", fmt.Errorf("key of Debian's firmware: %w", err)
+	}
+	return key, cert, nil
 }
 
 // make makes the file of its variables in a folder, unless there is one.
@@ -77,7 +98,7 @@ func (f *Firmware) make(dir string) error {
 // system management mode waits for a second one at every variable that it writes,
 // for a minute in all.
 func (f *Firmware) processors() int {
-	if f != nil && f.Kind == SecureBoot {
+	if f.secure() {
 		return 1
 	}
 	return 2
@@ -91,7 +112,10 @@ func (f *Firmware) arguments() []string {
 	}
 	code, _ := f.files()
 	args := []string{"-machine", "q35", "-fw_cfg", "name=opt/org.tianocore/IPv6PXESupport,string=n"}
-	if f.Kind == SecureBoot {
+	if f.HTTPBoot {
+		args = append(args, "-fw_cfg", "name=opt/org.tianocore/IPv4PXESupport,string=n")
+	}
+	if f.secure() {
 		// Only code in system management mode may write the variables: without that
 		// OVMF does not start.
 		args[1] += ",smm=on"

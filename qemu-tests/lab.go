@@ -46,6 +46,7 @@ func Build(ctx context.Context, tree, dir, flavour string) (*Programs, error) {
 		return nil, fmt.Errorf("building what is tested: %w", err)
 	}
 	text = bytes.Replace(text, []byte("\nbundles: []\n"), []byte("\nbundles: [e2fsck]\n"), 1)
+	text = bytes.Replace(text, []byte(noParameters), []byte(strings.Replace(noParameters, `""`, consoles, 1)), 1)
 	if err := os.WriteFile(config, text, 0o644); err != nil {
 		return nil, fmt.Errorf("building what is tested: %w", err)
 	}
@@ -62,6 +63,9 @@ func Build(ctx context.Context, tree, dir, flavour string) (*Programs, error) {
 	}
 	return p, nil
 }
+
+// noParameters is what image.yaml says of the unified kernel image's command line.
+const noParameters = "\n  command_line: \"\"\n"
 
 // Env is the environment of the project's programs: this one's, but that the
 // site's signing key is looked for, and made, below Dir.

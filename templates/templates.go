@@ -8,5 +8,5 @@ import "embed"
 
 // FS holds the templates by name, such as "pxelinux/default".
 //
-//go:embed debian dhcp gentoo grub init ipxe profiles pxelinux systemd fstab hosts resolv.conf
+//go:embed debian dhcp gentoo grub init ipxe profiles pxelinux systemd uki fstab hosts resolv.conf
 var FS embed.FS

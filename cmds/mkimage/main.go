@@ -40,6 +40,8 @@
 //	-modules FOLDER   its lib/modules/RELEASE
 //	-keys FOLDER      public keys to trust; reassure in the user's configuration folder, where a key is made when there is none
 //	-insecure         trust unsigned manifests
+//	-secureboot-key FILE, -secureboot-cert FILE
+//	                  sign reassure.efi for Secure Boot: PEM files
 //	-v                say everything
 package main
 
@@ -191,6 +193,8 @@ func runBuild(ctx context.Context, args []string, stdout, stderr io.Writer) erro
 	flags.StringVar(&o.Modules, "modules", "", "its lib/modules/RELEASE `folder`")
 	flags.StringVar(&o.Keys, "keys", "", "`folder` of public keys to trust (default reassure in the user's configuration folder)")
 	flags.BoolVar(&o.Insecure, "insecure", false, "trust unsigned manifests")
+	flags.StringVar(&o.SecureBoot.Key, "secureboot-key", "", "PEM `file` with the RSA key that signs reassure.efi for Secure Boot, without a passphrase")
+	flags.StringVar(&o.SecureBoot.Cert, "secureboot-cert", "", "PEM `file` with its certificate, which is in the PCs' db")
 	flags.BoolVar(&verbose, "v", false, "say everything that is done")
 	if err := flags.Parse(args); err != nil {
 		return err

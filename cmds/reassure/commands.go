@@ -234,7 +234,7 @@ func (a *app) switchHosts(names []string, decision string) error {
 		if err != nil {
 			return err
 		}
-		if err := hosts.Decide(a.tftp, h, d); err != nil {
+		if err := hosts.Decide(a.tftp, h, d, site.OwnLocalBoot(name)); err != nil {
 			return err
 		}
 		fmt.Fprintf(a.stdout, "%s: %s\n", h.Name, d)
@@ -269,7 +269,7 @@ func (a *app) dhcpCommand() *cobra.Command {
 		},
 	}
 	c.Flags().StringVar(&o.Card, "interface", "", "the server's network `card`; without it, the DHCP server chooses")
-	c.Flags().StringVar(&o.EFI, "efi", "", "what PCs with UEFI load, a `file` of the TFTP root: shimx64.efi unless given, or snponly.efi, which is iPXE")
+	c.Flags().StringVar(&o.EFI, "efi", "", "what PCs with UEFI load, a `file` of the TFTP root: shimx64.efi unless given, snponly.efi, which is iPXE, or reassure.efi, the image as one file")
 	return c
 }
 

@@ -10,13 +10,20 @@
 //	ipxe/boot.ipxe                 the same for iPXE: on to the PC's own file, else Local
 //	ipxe/remote.ipxe               Remote
 //	ipxe/01-MAC.ipxe               a link to remote.ipxe, or none
+//	uki/remote                     Remote, for an image that no loader has loaded (spec.ParseTold)
+//	uki/01-MAC                     a link to remote, or none
 //
 // pxelinux's names and texts are near those of the sites that ReAssure comes from.
+// Where a profile has its PCs go on to their disks in another way than the site's, its
+// PCs' files are links to remote.VALUE.boot and remote.VALUE.cfg, and where they are
+// told Local to local.VALUE and local.VALUE.cfg.
+//
 // All but the links begin with a line that says which program wrote them, so that
 // no program takes away what a person or a better informed program wrote.
 package bootfiles
 
 import (
+	"errors"
 	"fmt"
 	"path"
 	"strings"
@@ -65,6 +72,8 @@ type RemoteOptions struct {
 	CommandLine string
 	// Local is how PCs go on that are told Local, or whose image cannot be loaded.
 	Local spec.LocalBoot
+	// Own are what profiles have in its place, as [Choices] takes it.
+	Own []spec.LocalBoot
 }
 
 // File is one of the texts that do not change with a PC's boot decision.
@@ -89,19 +98,62 @@ func Files(by Writer, o RemoteOptions) ([]File, error) {
 		{PXELinux, []string{Default, Remote}},
 		{GRUB, []string{"grub.cfg", "remote.cfg"}},
 		{IPXE, []string{"boot.ipxe", "remote.ipxe"}},
+		{Unified, []string{"remote"}},
 	} {
 		if i := strings.IndexAny(o.CommandLine, f.loader.special()); i >= 0 {
 			return nil, fmt.Errorf("boot files: the command line holds %q, which %s takes for more: change command_line in site.yaml", o.CommandLine[i], f.loader)
 		}
+		write := func(name, template string, local spec.LocalBoot) error {
+			text, err := f.loader.render(template, nil, fixed{by, Kernel, Initramfs, o.URL, o.CommandLine, local.Or(spec.LocalBoot{})})
+			files = append(files, File{path.Join(f.loader.folder(), name), text})
+			return err
+		}
 		for _, name := range f.names {
-			text, err := f.loader.render(name, nil, fixed{by, Kernel, Initramfs, o.URL, o.CommandLine, o.Local.Or(spec.LocalBoot{})})
-			if err != nil {
+			if err := write(name, name, o.Local); err != nil {
 				return nil, err
 			}
-			files = append(files, File{path.Join(f.loader.folder(), name), text})
+		}
+		made := map[string]bool{}
+		for _, own := range o.Own {
+			v := f.loader.own(own)
+			if v == "" || made[v] {
+				continue
+			}
+			made[v] = true
+			local, remote := f.loader.variants(v)
+			if err := errors.Join(write(local, f.loader.goesOn(), own.Or(o.Local)), write(remote, f.names[1], own.Or(o.Local))); err != nil {
+				return nil, err
+			}
 		}
 	}
 	return files, nil
+}
+
+// own is what of a way to go on is for a loader; those that know one way have none.
+func (l Loader) own(o spec.LocalBoot) string {
+	switch l {
+	case PXELinux:
+		return o.BIOS
+	case GRUB:
+		return o.UEFI
+	}
+	return ""
+}
+
+// variants are the names of a loader's texts for PCs that go on in a way of their own.
+func (l Loader) variants(value string) (local, remote string) {
+	if l == PXELinux {
+		return "local." + value, "remote." + value + ".boot"
+	}
+	return "local." + value + ".cfg", "remote." + value + ".cfg"
+}
+
+// goesOn is the template of a text that does nothing but go on to the PC's own disk.
+func (l Loader) goesOn() string {
+	if l == PXELinux {
+		return Default
+	}
+	return "local.cfg"
 }
 
 // fixed is what the texts are made with that are the same for every PC.
@@ -120,17 +172,37 @@ func (l Loader) folder() string {
 	return string(l)
 }
 
-// Choice is where one PC's boot decision is for one loader: a link to Remote, or
-// none. Both are below the TFTP root, in the same folder.
-type Choice struct{ Name, Remote string }
+// Choice is where one PC's boot decision is for one loader: a link to Remote, or to
+// Local, or none where that is empty. All are below the TFTP root, in the same folder.
+type Choice struct{ Name, Remote, Local string }
 
-// Choices returns where the decision for a card is, for all loaders.
-func Choices(mac spec.MAC) []Choice {
-	return []Choice{
-		{Folder + "/" + mac.PXE(), Folder + "/" + Remote},
-		{"grub/grub.cfg-01-" + mac.String(), "grub/remote.cfg"},
-		{"ipxe/" + mac.PXE() + ".ipxe", "ipxe/remote.ipxe"},
+// Choices returns where the decision for a card is, for all loaders. own is how its PC
+// goes on to its disk, as far as that is not the site's way: the rest is empty.
+func Choices(mac spec.MAC, own spec.LocalBoot) []Choice {
+	all := []Choice{
+		{Folder + "/" + mac.PXE(), Folder + "/" + Remote, ""},
+		{"grub/grub.cfg-01-" + mac.String(), "grub/remote.cfg", ""},
+		{"ipxe/" + mac.PXE() + ".ipxe", "ipxe/remote.ipxe", ""},
+		{spec.ToldFolder + "/" + mac.PXE(), spec.ToldFolder + "/remote", ""},
 	}
+	for i, l := range []Loader{PXELinux, GRUB} {
+		if v := l.own(own); v != "" {
+			local, remote := l.variants(v)
+			all[i].Local, all[i].Remote = path.Join(l.folder(), local), path.Join(l.folder(), remote)
+		}
+	}
+	return all
+}
+
+// IsRemote says whether a name, in the folder of any loader, is what a link leads to
+// for Remote; IsLocal, for Local.
+func IsRemote(name string) bool {
+	return !strings.Contains(name, "/") && (name == "remote" || strings.HasPrefix(name, "remote."))
+}
+
+// IsLocal is described at [IsRemote].
+func IsLocal(name string) bool {
+	return !strings.Contains(name, "/") && (name == Default || strings.HasPrefix(name, "local."))
 }
 
 // WrittenBy returns the program that wrote a file with this text, or "" if it

@@ -3,6 +3,8 @@ package bootfiles
 import (
 	"strings"
 	"testing"
+
+	"reassure/image/spec"
 )
 
 // TestFiles compares each text with its golden file (-update writes them).
@@ -10,6 +12,7 @@ func TestFiles(t *testing.T) {
 	for name, o := range map[string]RemoteOptions{
 		"files":      {URL: "http://172.30.0.5/reassure", CommandLine: "console=ttyS0,115200 quiet"},
 		"files-bare": {},
+		"files-own":  {Own: []spec.LocalBoot{{}, {BIOS: "4"}, {BIOS: "4", UEFI: spec.LocalNext}, {UEFI: spec.LocalNext}}},
 	} {
 		files, err := Files(Publish, o)
 		if err != nil {

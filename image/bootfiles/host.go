@@ -21,6 +21,8 @@ const (
 	PXELinux Loader = "pxelinux"
 	GRUB     Loader = "grub"
 	IPXE     Loader = "ipxe"
+	// Unified is none: the image was loaded by the firmware, and asks itself.
+	Unified Loader = spec.ToldFolder
 )
 
 // Kind is what a PC is told.

@@ -19,7 +19,7 @@ import (
 
 var update = flag.Bool("update", false, "write the golden files anew")
 
-var loaders = []Loader{PXELinux, GRUB, IPXE}
+var loaders = []Loader{PXELinux, GRUB, IPXE, Unified}
 
 // told is what a PC is told, of every kind.
 func told(k Kind) HostText {
@@ -171,8 +171,8 @@ func TestHostTextRefuses(t *testing.T) {
 			c.change(&h)
 			_, err := l.Text(h, nil)
 			refuses := c.only == "" || c.only == l
-			if l == PXELinux && strings.HasPrefix(name, "dollar") || l == PXELinux && strings.HasPrefix(name, "or ") {
-				refuses = false // append hands on the rest of its line as it is
+			if plain := l == PXELinux || l == Unified; plain && (strings.HasPrefix(name, "dollar") || strings.HasPrefix(name, "or ")) {
+				refuses = false // both hand on the rest of the line as it is
 			}
 			if refuses != (err != nil) || err != nil && !strings.Contains(err.Error(), c.want) {
 				t.Errorf("%s: %s: %v, want %v: %q", l, name, err, refuses, c.want)

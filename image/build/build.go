@@ -60,6 +60,8 @@ type Options struct {
 	Keys string
 	// Insecure makes an image that trusts unsigned manifests.
 	Insecure bool
+	// SecureBoot is the site's own key, which signs the unified kernel image.
+	SecureBoot SecureBoot
 	// Version is what the image calls itself.
 	Version string
 	// Syslinux are the folders with pxelinux.0 and its modules; empty means
@@ -91,7 +93,9 @@ type Image struct {
 	Keys            []string      `json:"keys"`
 	CommandLine     string        `json:"command_line"`
 	Segments        []SegmentInfo `json:"segments"`
-	Files           []FileInfo    `json:"files"`
+	// Unified is nil where the image was not made one file.
+	Unified *UnifiedInfo `json:"unified,omitempty"`
+	Files   []FileInfo   `json:"files"`
 }
 
 // KernelInfo says which kernel an image has.
@@ -127,6 +131,9 @@ const (
 
 // Build makes the image.
 func Build(ctx context.Context, o Options) (*Image, error) {
+	if err := o.SecureBoot.check(ctx, o); err != nil {
+		return nil, err
+	}
 	kernel, err := FindKernel(ctx, o.Kernel, o.Modules, o.Cache, o.Log)
 	if err != nil {
 		return nil, err
@@ -363,12 +370,22 @@ func layOut(ctx context.Context, o Options, k *Kernel, parts []compressed, info 
 	if err := bootLoaders(o, root); err != nil {
 		return err
 	}
-	results := []struct {
-		name    string
-		sources []string
-	}{{KernelFile, []string{k.Image}}, {InitramfsFile, nil}}
-	for _, p := range parts {
-		results[1].sources = append(results[1].sources, p.file)
+	initramfs, err := joined(parts)
+	if err != nil {
+		return fmt.Errorf("write %s: %w", InitramfsFile, err)
+	}
+	kernel, err := os.ReadFile(k.Image)
+	if err != nil {
+		return fmt.Errorf("write %s: %w", KernelFile, err)
+	}
+	one, unifiedInfo, err := unified(ctx, o, k.Release, kernel, initramfs)
+	if err != nil {
+		return err
+	}
+	info.Unified = unifiedInfo
+	results := []result{{KernelFile, kernel}, {InitramfsFile, initramfs}}
+	if one != nil {
+		results = slices.Insert(results, 0, result{UnifiedFile, one})
 	}
 	var pending []*renameio.PendingFile
 	defer func() {
@@ -385,17 +402,10 @@ func layOut(ctx context.Context, o Options, k *Kernel, parts []compressed, info 
 			return err
 		}
 		pending = append(pending, p)
-		h := sha256.New()
-		for _, s := range r.sources {
-			if err := appendFile(io.MultiWriter(p, h), s); err != nil {
-				return fmt.Errorf("write %s: %w", r.name, err)
-			}
+		if _, err := p.Write(r.data); err != nil {
+			return fmt.Errorf("write %s: %w", r.name, err)
 		}
-		size, err := p.Seek(0, io.SeekCurrent)
-		if err != nil {
-			return err
-		}
-		info.Files = append(info.Files, FileInfo{Name: r.name, Size: size, SHA256: spec.Digest(h.Sum(nil))})
+		info.Files = append(info.Files, FileInfo{Name: r.name, Size: int64(len(r.data)), SHA256: spec.Sum(r.data)})
 	}
 	text, err := json.MarshalIndent(info, "", "  ")
 	if err != nil {
@@ -406,6 +416,11 @@ func layOut(ctx context.Context, o Options, k *Kernel, parts []compressed, info 
 			return fmt.Errorf("put %s in place: %w", results[i].name, err)
 		}
 		if err := linkOrCopy(filepath.Join(o.Out, results[i].name), filepath.Join(root, results[i].name)); err != nil {
+			return err
+		}
+	}
+	if one == nil {
+		if err := removeUnified(o); err != nil {
 			return err
 		}
 	}
@@ -430,14 +445,23 @@ func layOut(ctx context.Context, o Options, k *Kernel, parts []compressed, info 
 	return renameio.WriteFile(filepath.Join(o.Out, InfoFile), append(text, '\n'), 0o644)
 }
 
-func appendFile(w io.Writer, file string) error {
-	f, err := os.Open(file)
-	if err != nil {
-		return err
+// result is a file for [Options.Out] and the TFTP root.
+type result struct {
+	name string
+	data []byte
+}
+
+// joined is the initramfs: its archives, one after the other.
+func joined(parts []compressed) ([]byte, error) {
+	var all []byte
+	for _, p := range parts {
+		data, err := os.ReadFile(p.file)
+		if err != nil {
+			return nil, err
+		}
+		all = append(all, data...)
 	}
-	defer f.Close()
-	_, err = io.Copy(w, f)
-	return err
+	return all, nil
 }
 
 // linkOrCopy gives a file a second name, or a second copy on another file system.

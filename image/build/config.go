@@ -32,6 +32,7 @@ type Config struct {
 	// FlavourBundles are further bundles, by flavour.
 	FlavourBundles map[string][]string `yaml:"flavour_bundles"`
 	CommandLine    string              `yaml:"command_line"`
+	Unified        Unified             `yaml:"unified"`
 	// CA is a PEM file with the certificates of the site's own authorities: PCs fetch
 	// their manifests by HTTPS from servers that it vouches for, and from no others.
 	CA string `yaml:"ca"`
@@ -59,6 +60,12 @@ type Microcode struct {
 	Folder   string   `yaml:"folder"`
 	Files    []string `yaml:"files"` // shell patterns below intel-ucode/ and amd-ucode/ in Folder
 	Flavours []string `yaml:"flavours"`
+}
+
+// Unified is how the image is made one file for UEFI.
+type Unified struct {
+	Stub        string `yaml:"stub"`         // the program that starts the kernel; empty means no such file
+	CommandLine string `yaml:"command_line"` // further kernel parameters
 }
 
 // ParseConfig reads a configuration; name is for messages.
@@ -133,8 +140,13 @@ func (c *Config) Validate() spec.Problems {
 			problem(fmt.Sprintf("microcode.flavours[%d]", i), "there is no flavour %q: write one of %s", f, strings.Join(slices.Sorted(maps.Keys(c.Flavours)), ", "))
 		}
 	}
-	if strings.ContainsAny(c.CommandLine, "\r\n") {
-		problem("command_line", "cannot hold a line end")
+	for at, line := range map[string]string{"command_line": c.CommandLine, "unified.command_line": c.Unified.CommandLine} {
+		if strings.ContainsAny(line, "\r\n") {
+			problem(at, "cannot hold a line end")
+		}
+	}
+	if n := len(c.unifiedCommandLine()); n > maxCommandLine {
+		problem("unified.command_line", "the kernel's command line has %d bytes, and Linux takes %d", n, maxCommandLine)
 	}
 	for inside, outside := range c.Files {
 		if !path.IsAbs(inside) || path.Clean(inside) != inside || outside == "" {

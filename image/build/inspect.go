@@ -24,7 +24,9 @@ func Summary(w io.Writer, out string, i *Image, took time.Duration) {
 	total, apart := int64(0), int64(0)
 	for _, f := range i.Files {
 		fmt.Fprintf(w, "  %-40s %10s\n", filepath.Join(out, f.Name), spec.Size(f.Size))
-		total += f.Size
+		if f.Name != UnifiedFile { // which holds the others
+			total += f.Size
+		}
 	}
 	for _, s := range i.Segments {
 		fmt.Fprintf(w, "    %-38s %10s  (%s unpacked)\n", s.Name, spec.Size(s.Packed), spec.Size(s.Unpacked))
@@ -80,6 +82,13 @@ func Inspect(w io.Writer, out string) error {
 	fmt.Fprintf(w, " and what they need\n")
 	for _, s := range i.Segments {
 		fmt.Fprintf(w, "segment   %-10s %10s  (%s unpacked)\n", s.Name, spec.Size(s.Packed), spec.Size(s.Unpacked))
+	}
+	if u := i.Unified; u != nil {
+		by := u.SignedBy
+		if by == "" {
+			by = "nobody"
+		}
+		fmt.Fprintf(w, "%s is signed by %s, and starts the kernel with: %s\n", UnifiedFile, by, u.CommandLine)
 	}
 	var changed []error
 	for _, f := range i.Files {

@@ -163,6 +163,9 @@ func foreign(o Options, bundled []entry) []string {
 			}
 		}
 	}
+	if stub := o.Config.Unified.Stub; stub != "" && exists(stub) {
+		files = append(files, stub)
+	}
 	for _, l := range efiLoaders {
 		if exists(l.file) {
 			files = append(files, l.file)

@@ -26,6 +26,7 @@ func TestTwoCheckouts(t *testing.T) {
 		t.Fatal(err)
 	}
 	first := options(t)
+	withEFIStub(t, first.Kernel)
 	config.Flavours["small"] = first.Config.Flavours["small"]
 	umasks := []int{0o022, 0o077}
 	var builds []Options
@@ -53,8 +54,10 @@ func TestTwoCheckouts(t *testing.T) {
 		}
 		results = append(results, digests(t, o.Out))
 	}
-	if results[0]["/initramfs.cpio.zst"] == "" {
-		t.Errorf("there is no initramfs: %v", results[0])
+	for _, name := range []string{InitramfsFile, UnifiedFile} {
+		if results[0]["/"+name] == "" {
+			t.Errorf("there is no %s: %v", name, results[0])
+		}
 	}
 	if diff := cmp.Diff(results[0], results[1]); diff != "" {
 		var what bytes.Buffer

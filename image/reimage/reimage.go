@@ -7,6 +7,7 @@
 //	check      the image itself is whole and fits the running kernel
 //	hardware   drivers for what is present
 //	network    the card that the PC booted from has an address
+//	ask        where no boot loader has: whether this is to be a reimage at all
 //	manifest   fetched, its signature and host checked
 //	decide     Keep: nothing is written, on into the PC's own system; or a question
 //	           that a person has to answer first: see [Recognise]
@@ -107,10 +108,11 @@ type Reimager struct {
 	finished            spec.Digest // of the index that the last apply left; zero is none
 	wrote               bool        // the disk has been written to since power-on
 	own                 []string    // files that a delta has kept, and that make the PC the one that it is
+	told                bool        // the server has said Remote to an image that asks
+	again               bool        // a delta was begun since power-on, and failed by the network only
+	now                 string      // the current phase
 	// listen is where people log in for a rescue; nil is the network.
 	listen func(netip.AddrPort) (net.Listener, error)
-	again  bool   // a delta was begun since power-on, and failed by the network only
-	now    string // the current phase
 }
 
 // Run does the reimage, however many tries it takes, and returns what the PC
@@ -228,6 +230,9 @@ func (r *Reimager) tryOnce(ctx context.Context) (finish spec.Finish, m *spec.Man
 		if err := r.loadDrivers(ctx); err != nil {
 			return "", nil, err
 		}
+		if r.Options.Ask {
+			r.bootedFrom()
+		}
 		r.phase("network")
 		waiting, cancel := r.patience(ctx)
 		r.network, err = netup.Up(waiting, netup.Options{
@@ -243,6 +248,16 @@ func (r *Reimager) tryOnce(ctx context.Context) (finish spec.Finish, m *spec.Man
 		}
 		r.base = baseURL(r.Options, r.network.NextServer, r.Trust != nil)
 		r.reportByToken()
+	}
+	if r.Options.Ask && !r.told {
+		r.phase("ask")
+		remote, err := r.ask(ctx)
+		if err == nil && !remote {
+			err = r.leave(ctx)
+		}
+		if err != nil {
+			return "", nil, err
+		}
 	}
 	r.phase("manifest")
 	if err := r.getManifest(ctx); err != nil {
@@ -665,7 +680,6 @@ func (r *Reimager) giveUp(ctx context.Context, p spec.OnFailure, cause error) (s
 		if r.facts.Disks == nil {
 			if err := r.look(ctx); err != nil {
 				r.Log.Warn("cannot look for the PC's own system", "error", err)
-				break
 			}
 		}
 		for _, i := range r.found {
@@ -676,6 +690,9 @@ func (r *Reimager) giveUp(ctx context.Context, p spec.OnFailure, cause error) (s
 			if _, _, err := r.goLocal(ctx, i); err != nil {
 				r.Log.Error(err.Error())
 			}
+		}
+		if r.Options.Ask {
+			r.Log.Error(r.leave(ctx).Error())
 		}
 	}
 	return spec.Hold, cause

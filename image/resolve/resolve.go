@@ -238,6 +238,18 @@ func (s *Site) Host(name string) (*spec.Host, error) {
 // Profile returns the profile of a host of the site.
 func (s *Site) Profile(host *spec.Host) *spec.Profile { return &s.profiles[host.Profile].Profile }
 
+// OwnLocalBoot is what of a host's way to go on is not the site's; the rest is empty.
+func (s *Site) OwnLocalBoot(name string) spec.LocalBoot {
+	own, common := s.LocalBoot(name), s.LocalBoot("")
+	if own.BIOS == common.BIOS {
+		own.BIOS = ""
+	}
+	if own.UEFI == common.UEFI {
+		own.UEFI = ""
+	}
+	return own
+}
+
 // LocalBoot returns how a host goes on that is told Local; the host of no name is
 // any PC.
 func (s *Site) LocalBoot(name string) spec.LocalBoot {

@@ -415,6 +415,13 @@ func TestLocalBoot(t *testing.T) {
 		"exp01": {BIOS: "-1", UEFI: "disk"},
 		"exp02": {BIOS: "disk", UEFI: "next"},
 	} {
+		own := spec.LocalBoot{}
+		if name == "exp02" {
+			own = want
+		}
+		if got := s.OwnLocalBoot(name); got != own {
+			t.Errorf("%q has %+v of its own, want %+v", name, got, own)
+		}
 		if got := s.LocalBoot(name); got != want {
 			t.Errorf("%q: %+v, want %+v", name, got, want)
 		}

@@ -96,7 +96,7 @@ templates:
 	err := fs.WalkDir(templates.FS, ".", func(path string, e fs.DirEntry, err error) error {
 		folder, _, _ := strings.Cut(path, "/")
 		// Those that are not a host's files are tested where they are written.
-		others := []string{"dhcp", "grub", "init", "ipxe", "profiles", "pxelinux", "systemd"}
+		others := []string{"dhcp", "grub", "init", "ipxe", "profiles", "pxelinux", "systemd", "uki"}
 		if err != nil || e.IsDir() || slices.Contains(others, folder) {
 			return err
 		}

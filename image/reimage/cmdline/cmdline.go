@@ -5,6 +5,8 @@
 //	reassure.token=TOKEN      secret of this one boot, by which the site's server knows the PC
 //	reassure.dry_run          find everything out, print the plan, write nothing
 //	reassure.force            reimage even a disk that is up to date
+//	reassure.ask              the boot decision is not known yet: a unified kernel image asks the server, at
+//	                          URL/boot/uki/01-MAC, and takes further parameters of this list from there
 //	reassure.debug            log everything that is done
 //	reassure.shell            a shell on the console instead of a reimage, where the profile or the image allows it
 //	reassure.root=FOLDER      where the new system is mounted while it is made; /mnt/gentoo
@@ -54,6 +56,7 @@ type Options struct {
 	Token    Secret   // empty means that the server wants none
 	DryRun   bool     // write nothing
 	Force    bool     // reimage what is up to date
+	Ask      bool     // for the boot decision
 	Debug    bool     // log everything
 	Shell    bool     // no reimage, a shell
 	Root     string   // mount point of the new system; empty means spec.MountRoot
@@ -119,6 +122,7 @@ func settings() []setting {
 		{"token", "TOKEN", "secret `token` of this boot", setToken},
 		{"dry_run", "", "print the plan and write nothing", func(o *Options, v string) error { return setSwitch(&o.DryRun, v) }},
 		{"force", "", "reimage even a disk that is up to date", func(o *Options, v string) error { return setSwitch(&o.Force, v) }},
+		{"ask", "", "ask for the boot decision", func(o *Options, v string) error { return setSwitch(&o.Ask, v) }},
 		{"debug", "", "log everything that is done", func(o *Options, v string) error { return setSwitch(&o.Debug, v) }},
 		{"shell", "", "open a shell instead of reimaging", func(o *Options, v string) error { return setSwitch(&o.Shell, v) }},
 		{"root", "FOLDER", "`folder` that the new system is mounted on", setRoot},
@@ -136,6 +140,12 @@ func settings() []setting {
 // has booted must not be stopped by a typing error.
 func Parse(text string) (Options, []error) {
 	var o Options
+	warnings := o.Add(text)
+	return o, warnings
+}
+
+// Add reads more of a command line, as [Parse] does. What it says wins.
+func (o *Options) Add(text string) []error {
 	var warnings []error
 	known := settings()
 	for _, p := range split(text) {
@@ -150,7 +160,7 @@ func Parse(text string) (Options, []error) {
 				warnings = append(warnings, fmt.Errorf("kernel command line: %s needs a value: write %s=%s", p.key, p.key, known[i].value))
 				continue
 			}
-			if err := known[i].accept(&o, p.value); err != nil {
+			if err := known[i].accept(o, p.value); err != nil {
 				warnings = append(warnings, fmt.Errorf("kernel command line: %s: %w; it is ignored", p.key, err))
 			}
 			continue
@@ -173,7 +183,7 @@ func Parse(text string) (Options, []error) {
 			o.addModuleParameter(module, parameter, p)
 		}
 	}
-	return o, warnings
+	return warnings
 }
 
 func (o *Options) addModuleParameter(module, parameter string, p parameterWord) {

@@ -16,6 +16,8 @@ import (
 	"unicode/utf16"
 
 	"github.com/google/uuid"
+
+	"reassure/image/spec"
 )
 
 // Vars are the firmware's variables. The zero value is this PC's.
@@ -43,8 +45,13 @@ type Entry struct {
 	File string
 	// Network says that it boots from the network.
 	Network bool
+	// MAC is the address of the card that it boots from; zero is none.
+	MAC spec.MAC
 	// Drive says that it boots from a disk, a stick or the like.
 	Drive bool
+	// App says that it is a program such as the firmware's set-up, which is started
+	// when a person wants it.
+	App bool
 }
 
 func (e Entry) String() string { return fmt.Sprintf("%s %q", e.name(), e.Description) }
@@ -99,6 +106,25 @@ func (v Vars) BootCurrent() (uint16, error) {
 		return 0, errors.New("UEFI variable BootCurrent is empty")
 	}
 	return binary.LittleEndian.Uint16(data), nil
+}
+
+// BootMAC returns the address of the card that this start came from; zero is none,
+// or a start from elsewhere.
+func (v Vars) BootMAC() (spec.MAC, error) {
+	current, err := v.BootCurrent()
+	if err != nil {
+		return spec.MAC{}, err
+	}
+	name := Entry{Number: current}.name()
+	data, err := v.read(name)
+	if err != nil {
+		return spec.MAC{}, err
+	}
+	e, err := parseEntry(data)
+	if err != nil {
+		return spec.MAC{}, fmt.Errorf("UEFI variable %s: %w", name, err)
+	}
+	return e.MAC, nil
 }
 
 // Entries returns all boot entries: those of the boot order first, in order,
@@ -163,7 +189,9 @@ func parseEntry(data []byte) (Entry, error) {
 	if len(data) < 6 {
 		return Entry{}, bad
 	}
-	e := Entry{Active: binary.LittleEndian.Uint32(data)&1 != 0}
+	flags := binary.LittleEndian.Uint32(data)
+	// LOAD_OPTION_ACTIVE, LOAD_OPTION_HIDDEN, LOAD_OPTION_CATEGORY_APP (section 3.1.3)
+	e := Entry{Active: flags&1 != 0, App: flags&8 != 0 || flags&0x1f00 == 0x100}
 	length := int(binary.LittleEndian.Uint16(data[4:]))
 	rest := data[6:]
 	description, rest, ok := utf16Text(rest)
@@ -181,6 +209,10 @@ func parseEntry(data []byte) (Entry, error) {
 		e.Network = e.Network || isNetwork(path[0], path[1], node)
 		e.Drive = e.Drive || isDrive(path[0], path[1], node)
 		switch [2]byte{path[0], path[1]} {
+		case [2]byte{3, 11}: // messaging, MAC address, padded to 32 bytes
+			if len(node) >= 32 {
+				e.MAC = spec.MAC(node[:6])
+			}
 		case [2]byte{4, 1}: // media, hard drive
 			if len(node) >= 38 {
 				e.PartUUID = partUUID(node)

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 	"unicode/utf16"
 
@@ -82,6 +83,32 @@ func TestEntries(t *testing.T) {
 	}
 	if got[1].String() != `Boot0001 "debian"` {
 		t.Errorf("String = %s", got[1])
+	}
+}
+
+// TestBootMAC reads which card a start from the network came from.
+func TestBootMAC(t *testing.T) {
+	// PciRoot(0x0)/Pci(0x3,0x0)/MAC(525400123456,0x1)/IPv4(0.0.0.0,...), as OVMF writes it.
+	path := unhex(t, "02010c00d041030a00000000"+"010106000003"+"030b2500525400123456"+strings.Repeat("00", 26)+"01"+"030c1b00"+strings.Repeat("00", 23)+"7fff0400")
+	v := vars(t, map[string][]byte{
+		"BootCurrent": {2, 0},
+		"Boot0002":    option(1, "UEFI PXEv4 (MAC:525400123456)", path...),
+		"Boot0003":    unhex(t, debian),
+	})
+	if got, err := v.BootMAC(); err != nil || got.String() != "52:54:00:12:34:56" {
+		t.Errorf("%v, %v", got, err)
+	}
+	entries, err := v.Entries()
+	if err != nil || !entries[0].Network || entries[0].MAC.String() != "52:54:00:12:34:56" {
+		t.Errorf("%+v, %v", entries, err)
+	}
+	for current, wantErr := range map[byte]bool{3: false, 4: true} {
+		if err := os.WriteFile(v.path("BootCurrent"), []byte{7, 0, 0, 0, current, 0}, 0o644); err != nil {
+			t.Fatal(err)
+		}
+		if got, err := v.BootMAC(); got.String() != "00:00:00:00:00:00" || (err != nil) != wantErr {
+			t.Errorf("from entry %d: %v, %v", current, got, err)
+		}
 	}
 }
 

@@ -7,6 +7,7 @@
 //	grub/grub.cfg               leads there
 //	ipxe/01-MAC.ipxe            what it is told, for iPXE
 //	ipxe/boot.ipxe              leads there
+//	uki/01-MAC                  what it is told, for an image that no loader has loaded
 //
 // A text that is made wins over a file of that name: a link that was left in
 // pxelinux.cfg must not reimage a PC. There is nothing else in pxelinux.cfg: neither
@@ -163,6 +164,8 @@ func own(name string) (bootfiles.Loader, spec.MAC, bool) {
 		if c, ok := strings.CutSuffix(base, ".ipxe"); ok {
 			loader, card = bootfiles.IPXE, c
 		}
+	case folder == spec.ToldFolder+"/":
+		loader, card = bootfiles.Unified, base
 	}
 	mac, err := spec.ParsePXE(card)
 	return loader, mac, err == nil && loader != ""

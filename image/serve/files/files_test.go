@@ -62,6 +62,7 @@ func newTree(t testing.TB) *tree {
 		"root/grub/grub.cfg-01-" + card:        "left behind",
 		"root/grub/x86_64-efi/net.mod":         "module",
 		"root/ipxe/01-" + card + ".ipxe":       "left behind",
+		"root/uki/01-" + card:                  "left behind",
 		"root/boot/grub/grub.cfg":              "left behind",
 		"root/pxelinux.cfg/AC1E000B":           "left behind",
 		"root/grub/grub.cfg-52:54:00:ab:00:01": "no PC's",
@@ -177,6 +178,7 @@ func TestNames(t *testing.T) {
 		{"/grub/grub.cfg-01-" + strings.ReplaceAll(card, "-", ":"), remote}, // $net_default_mac
 		{"ipxe/01-" + card + ".ipxe", remote},
 		{"IPXE/01-" + strings.ToUpper(card) + ".IPXE", remote},
+		{"uki/01-" + card, remote},
 		{"pxelinux.cfg/default", "localboot 0"},
 		{"grub/grub.cfg", fixed},
 		{"/grub.cfg", fixed},

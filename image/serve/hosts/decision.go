@@ -6,6 +6,9 @@
 //	ipxe/01-MAC.ipxe -> remote.ipxe
 //	no such file, or a link to default    Local: the PC boots its own disk
 //
+// Where the PC's profile has a way of its own to go on to the disk, these are links to
+// remote.VALUE.boot and the like, and to local.VALUE.
+//
 // Each file changes in one atomic step, so that a PC which asks at that moment
 // gets one decision or the other; it has one loader, and so reads one of them.
 package hosts
@@ -44,7 +47,7 @@ var ErrForeign = errors.New("is a file of somebody's own")
 func Decided(tftp string, host *spec.Host) (Decision, error) {
 	var all Decision
 	for _, mac := range host.MACs {
-		for _, c := range choices(tftp, mac) {
+		for _, c := range choices(tftp, mac, spec.LocalBoot{}) {
 			d, err := decided(tftp, c)
 			if err != nil {
 				return "", err
@@ -60,8 +63,8 @@ func Decided(tftp string, host *spec.Host) (Decision, error) {
 
 // choices are where a card's decision is: for every loader that has a folder
 // there. pxelinux always counts.
-func choices(tftp string, mac spec.MAC) []bootfiles.Choice {
-	all := bootfiles.Choices(mac)
+func choices(tftp string, mac spec.MAC, own spec.LocalBoot) []bootfiles.Choice {
+	all := bootfiles.Choices(mac, own)
 	return slices.DeleteFunc(all, func(c bootfiles.Choice) bool {
 		_, err := os.Stat(filepath.Join(tftp, filepath.Dir(c.Name)))
 		return err != nil && c != all[0]
@@ -79,17 +82,17 @@ func decided(tftp string, c bootfiles.Choice) (Decision, error) {
 			return Other, nil
 		}
 		return "", fmt.Errorf("boot decision: %w", err)
-	case target == filepath.Base(c.Remote):
+	case bootfiles.IsRemote(target):
 		return Remote, nil
-	case target == bootfiles.Default:
+	case bootfiles.IsLocal(target):
 		return Local, nil
 	}
 	return Other, nil
 }
 
-// Decide sets a host's decision for all its cards. A file of somebody's own is
-// [ErrForeign], and then nothing is changed.
-func Decide(tftp string, host *spec.Host, d Decision) error {
+// Decide sets a host's decision for all its cards. own is as in [bootfiles.Choices]. A
+// file of somebody's own is [ErrForeign], and then nothing is changed.
+func Decide(tftp string, host *spec.Host, d Decision, own spec.LocalBoot) error {
 	if d != Local && d != Remote {
 		return fmt.Errorf("%q is no boot decision: write local or remote", d)
 	}
@@ -98,11 +101,14 @@ func Decide(tftp string, host *spec.Host, d Decision) error {
 	}
 	var all []bootfiles.Choice
 	for _, mac := range host.MACs {
-		all = append(all, choices(tftp, mac)...)
+		all = append(all, choices(tftp, mac, own)...)
 	}
 	for _, c := range all {
 		if _, err := os.Stat(filepath.Join(tftp, c.Remote)); d == Remote && err != nil {
 			return fmt.Errorf("there is nothing to boot from remote yet: run reassure publish: %w", err)
+		}
+		if _, err := os.Stat(filepath.Join(tftp, c.Local)); d == Local && err != nil {
+			return fmt.Errorf("there is no text yet for this profile's local_boot: run reassure publish: %w", err)
 		}
 		now, err := decided(tftp, c)
 		if err != nil {
@@ -122,9 +128,17 @@ func Decide(tftp string, host *spec.Host, d Decision) error {
 
 func decide(tftp string, c bootfiles.Choice, d Decision) error {
 	name := filepath.Join(tftp, c.Name)
+	to := c.Local
 	if d == Remote {
+		to = c.Remote
+	}
+	if to != "" {
 		// Relative, for TFTP servers that see their folder as the root.
-		return renameio.Symlink(filepath.Base(c.Remote), name)
+		to = filepath.Base(to)
+		if now, err := os.Readlink(name); err == nil && now == to {
+			return nil
+		}
+		return renameio.Symlink(to, name)
 	}
 	if err := os.Remove(name); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return err

@@ -41,7 +41,7 @@ func TestDecide(t *testing.T) {
 	dir := tftp(t)
 	expect(t, dir, Local)
 	for range 2 {
-		if err := Decide(dir, host, Remote); err != nil {
+		if err := Decide(dir, host, Remote, spec.LocalBoot{}); err != nil {
 			t.Fatal(err)
 		}
 		expect(t, dir, Remote)
@@ -56,7 +56,7 @@ func TestDecide(t *testing.T) {
 		}
 	}
 	for range 2 {
-		if err := Decide(dir, host, Local); err != nil {
+		if err := Decide(dir, host, Local, spec.LocalBoot{}); err != nil {
 			t.Fatal(err)
 		}
 		expect(t, dir, Local)
@@ -75,6 +75,7 @@ func TestEveryLoader(t *testing.T) {
 	dir := tftp(t)
 	links := map[string]string{
 		one: "remote.boot", "grub/grub.cfg-01-00:09:3d:12:20:ed": "remote.cfg", "ipxe/01-00-09-3d-12-20-ed.ipxe": "remote.ipxe",
+		"uki/01-00-09-3d-12-20-ed": "remote",
 	}
 	for name, to := range links {
 		err := errors.Join(os.MkdirAll(filepath.Join(dir, filepath.Dir(name)), 0o755),
@@ -83,7 +84,7 @@ func TestEveryLoader(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	if err := Decide(dir, host, Remote); err != nil {
+	if err := Decide(dir, host, Remote, spec.LocalBoot{}); err != nil {
 		t.Fatal(err)
 	}
 	expect(t, dir, Remote)
@@ -96,7 +97,7 @@ func TestEveryLoader(t *testing.T) {
 		t.Fatal(err)
 	}
 	expect(t, dir, Mixed)
-	if err := Decide(dir, host, Local); err != nil {
+	if err := Decide(dir, host, Local, spec.LocalBoot{}); err != nil {
 		t.Fatal(err)
 	}
 	expect(t, dir, Local)
@@ -108,7 +109,7 @@ func TestEveryLoader(t *testing.T) {
 	if err := os.Remove(filepath.Join(dir, "grub/remote.cfg")); err != nil {
 		t.Fatal(err)
 	}
-	if err := Decide(dir, host, Remote); err == nil || !strings.Contains(err.Error(), "reassure publish") {
+	if err := Decide(dir, host, Remote, spec.LocalBoot{}); err == nil || !strings.Contains(err.Error(), "reassure publish") {
 		t.Error(err)
 	}
 	expect(t, dir, Local)
@@ -120,7 +121,7 @@ func TestFound(t *testing.T) {
 		t.Fatal(err)
 	}
 	expect(t, dir, Local)
-	if err := Decide(dir, host, Remote); err != nil {
+	if err := Decide(dir, host, Remote, spec.LocalBoot{}); err != nil {
 		t.Fatal(err)
 	}
 	expect(t, dir, Remote)
@@ -137,27 +138,27 @@ func TestRefuses(t *testing.T) {
 	}
 	expect(t, dir, Mixed)
 	for _, d := range []Decision{Local, Remote} {
-		if err := Decide(dir, host, d); !errors.Is(err, ErrForeign) || !strings.Contains(err.Error(), two) {
+		if err := Decide(dir, host, d, spec.LocalBoot{}); !errors.Is(err, ErrForeign) || !strings.Contains(err.Error(), two) {
 			t.Errorf("%s over somebody's own file: %v", d, err)
 		}
 	}
 	if _, err := os.Lstat(filepath.Join(dir, one)); !errors.Is(err, fs.ErrNotExist) {
 		t.Error("one card was switched though the other could not be")
 	}
-	if err := Decide(dir, host, "remot"); err == nil || !strings.Contains(err.Error(), "local or remote") {
+	if err := Decide(dir, host, "remot", spec.LocalBoot{}); err == nil || !strings.Contains(err.Error(), "local or remote") {
 		t.Error(err)
 	}
-	if err := Decide(t.TempDir(), host, Remote); err == nil || !strings.Contains(err.Error(), "--tftp") {
+	if err := Decide(t.TempDir(), host, Remote, spec.LocalBoot{}); err == nil || !strings.Contains(err.Error(), "--tftp") {
 		t.Error(err)
 	}
 	empty := t.TempDir()
 	if err := os.Mkdir(filepath.Join(empty, "pxelinux.cfg"), 0o755); err != nil {
 		t.Fatal(err)
 	}
-	if err := Decide(empty, host, Remote); err == nil || !strings.Contains(err.Error(), "reassure publish") {
+	if err := Decide(empty, host, Remote, spec.LocalBoot{}); err == nil || !strings.Contains(err.Error(), "reassure publish") {
 		t.Error(err)
 	}
-	if err := Decide(empty, host, Local); err != nil {
+	if err := Decide(empty, host, Local, spec.LocalBoot{}); err != nil {
 		t.Error(err)
 	}
 }

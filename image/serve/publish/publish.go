@@ -37,6 +37,7 @@ import (
 
 	"reassure/image/bootfiles"
 	"reassure/image/resolve"
+	"reassure/image/serve/hosts"
 	"reassure/image/spec"
 )
 
@@ -196,9 +197,13 @@ func (p *publishing) planBoot() error {
 	if info, err := os.Stat(p.TFTP); err != nil || !info.IsDir() {
 		return fmt.Errorf("%s is not a folder: name the TFTP server's with --tftp", p.TFTP)
 	}
-	files, err := bootfiles.Files(bootfiles.Publish, bootfiles.RemoteOptions{
+	o := bootfiles.RemoteOptions{
 		URL: p.site.Inventory.Site.URL, CommandLine: p.site.Inventory.Site.CommandLine, Local: p.site.LocalBoot(""),
-	})
+	}
+	for _, h := range p.site.Inventory.Hosts {
+		o.Own = append(o.Own, p.site.OwnLocalBoot(h.Name))
+	}
+	files, err := bootfiles.Files(bootfiles.Publish, o)
 	if err != nil {
 		return err
 	}
@@ -228,6 +233,27 @@ func (p *publishing) writeBoot(context.Context) error {
 			return err
 		}
 		p.result.Boot = append(p.result.Boot, f.Name)
+	}
+	return p.writeLinks()
+}
+
+// writeLinks has PCs that were told Local or Remote be told the same in the way that
+// their profiles have now. What is told them otherwise stays.
+func (p *publishing) writeLinks() error {
+	if p.TFTP == "" {
+		return nil
+	}
+	for i := range p.site.Inventory.Hosts {
+		h := &p.site.Inventory.Hosts[i]
+		d, err := hosts.Decided(p.TFTP, h)
+		if err != nil {
+			return fmt.Errorf("host %s: %w", h.Name, err)
+		}
+		if d == hosts.Local || d == hosts.Remote {
+			if err := hosts.Decide(p.TFTP, h, d, p.site.OwnLocalBoot(h.Name)); err != nil {
+				return fmt.Errorf("host %s: %w", h.Name, err)
+			}
+		}
 	}
 	return nil
 }

@@ -21,6 +21,7 @@ import (
 
 	"reassure/image/bootfiles"
 	"reassure/image/resolve"
+	"reassure/image/serve/hosts"
 	"reassure/image/sign"
 	"reassure/image/spec"
 	"reassure/image/wad"
@@ -150,7 +151,7 @@ func TestPublish(t *testing.T) {
 	old := syscall.Umask(0o077)
 	defer syscall.Umask(old)
 	r := l.publish()
-	if len(r.Hosts) != 2 || !r.Hosts[0].New || r.Wads != 1 || len(r.Boot) != 6 {
+	if len(r.Hosts) != 2 || !r.Hosts[0].New || r.Wads != 1 || len(r.Boot) != 7 {
 		t.Errorf("%+v", r)
 	}
 	m := l.manifest(first)
@@ -185,20 +186,20 @@ func TestPublish(t *testing.T) {
 		t.Error("the wad takes room twice on one file system")
 	}
 	for _, boot := range []string{
-		"pxelinux.cfg/default", "pxelinux.cfg/remote.boot", "grub/grub.cfg", "grub/remote.cfg", "ipxe/boot.ipxe", "ipxe/remote.ipxe",
+		"pxelinux.cfg/default", "pxelinux.cfg/remote.boot", "grub/grub.cfg", "grub/remote.cfg", "ipxe/boot.ipxe", "ipxe/remote.ipxe", "uki/remote",
 	} {
 		text, err := os.ReadFile(filepath.Join(l.tftp, boot))
 		if err != nil || bootfiles.WrittenBy(text) != bootfiles.Publish {
 			t.Errorf("%s: %q, %v", boot, text, err)
 		}
 	}
-	for _, boot := range []string{"pxelinux.cfg/remote.boot", "grub/remote.cfg", "ipxe/remote.ipxe"} {
+	for _, boot := range []string{"pxelinux.cfg/remote.boot", "grub/remote.cfg", "ipxe/remote.ipxe", "uki/remote"} {
 		if text, _ := os.ReadFile(filepath.Join(l.tftp, boot)); !regexp.MustCompile(`(?m) reassure\.url=http://172\.30\.0\.5/reassure( |$)`).Match(text) {
 			t.Errorf("%s: %s", boot, text)
 		}
 	}
 	// A web server that is nobody can read all of it.
-	for _, dir := range []string{l.out, filepath.Join(l.tftp, "pxelinux.cfg"), filepath.Join(l.tftp, "grub"), filepath.Join(l.tftp, "ipxe")} {
+	for _, dir := range []string{l.out, filepath.Join(l.tftp, "pxelinux.cfg"), filepath.Join(l.tftp, "grub"), filepath.Join(l.tftp, "ipxe"), filepath.Join(l.tftp, "uki")} {
 		if err := filepath.WalkDir(dir, func(path string, e fs.DirEntry, err error) error {
 			if err != nil {
 				return err
@@ -521,4 +522,92 @@ func TestReadersSeeWholeManifests(t *testing.T) {
 	}
 	close(stop)
 	readers.Wait()
+}
+
+// TestOwnLocalBoot has a profile go on to its PCs' disks in a way of its own, then in
+// another, then as the site does. What each PC is told stays what it was.
+func TestOwnLocalBoot(t *testing.T) {
+	l := newLab(t)
+	l.put("site.yaml", strings.NewReplacer("hosts:\n", "  local_boot: {bios: 4}\nhosts:\n", "172.30.0.12, profile: tiny", "172.30.0.12, profile: own").Replace(siteYAML))
+	l.put("profiles/own.yaml", tiny)
+	l.publish()
+	file := func(name string) string { return filepath.Join(l.tftp, name) }
+	link := func(name string) string {
+		to, err := os.Readlink(file(name))
+		if err != nil {
+			return ""
+		}
+		return to
+	}
+	const bios, uefi, common = "pxelinux.cfg/01-00-09-3d-12-20-ee", "grub/grub.cfg-01-00:09:3d:12:20:ee", "pxelinux.cfg/01-00-09-3d-12-20-ed"
+	for _, c := range []struct {
+		name, profile    string
+		local, remote    [2]string // links of the BIOS and of UEFI
+		biosDoes, grubOn string    // parts of the texts that Local leads to
+	}{
+		{"BIOS", "local_boot: {bios: disk}\n", [2]string{"local.disk", ""}, [2]string{"remote.disk.boot", "remote.cfg"}, "com32 chain.c32", ""},
+		{"UEFI", "local_boot: {uefi: next}\n", [2]string{"", "local.next.cfg"}, [2]string{"remote.boot", "remote.next.cfg"}, "", "exit 1"},
+		{"as the site", "local_boot: {bios: 4, uefi: disk}\n", [2]string{"", ""}, [2]string{"remote.boot", "remote.cfg"}, "", ""},
+		{"both", "local_boot: {bios: -1, uefi: next}\n", [2]string{"local.-1", "local.next.cfg"}, [2]string{"remote.-1.boot", "remote.next.cfg"}, "localboot -1", "exit 1"},
+		{"nothing", "", [2]string{"", ""}, [2]string{"remote.boot", "remote.cfg"}, "", ""},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			l.put("profiles/own.yaml", tiny+c.profile)
+			l.publish()
+			site, err := resolve.Load(l.site)
+			if err != nil {
+				t.Fatal(err)
+			}
+			host, err := site.Host("exp02")
+			if err != nil {
+				t.Fatal(err)
+			}
+			told := func(d hosts.Decision, want [2]string) {
+				t.Helper()
+				if got := [2]string{link(bios), link(uefi)}; got != want {
+					t.Errorf("%s leads to %q, want %q", d, got, want)
+				}
+				if got, err := hosts.Decided(l.tftp, host); got != d || err != nil {
+					t.Errorf("it is told %s, %v; want %s", got, err, d)
+				}
+			}
+			told(hosts.Local, c.local)
+			for name, part := range map[string]string{bios: c.biosDoes, uefi: c.grubOn} {
+				if text, err := os.ReadFile(file(name)); part != "" && (err != nil || !strings.Contains(string(text), part) || strings.Contains(string(text), "configfile")) {
+					t.Errorf("%s leads to %v\n%s\nwhich lacks %q", name, err, text, part)
+				}
+			}
+			own := site.OwnLocalBoot("exp02")
+			if err := hosts.Decide(l.tftp, host, hosts.Remote, own); err != nil {
+				t.Fatal(err)
+			}
+			told(hosts.Remote, c.remote)
+			if text, err := os.ReadFile(file(bios)); err != nil || !strings.Contains(string(text), "kernel /bzImage") || !strings.Contains(string(text), c.biosDoes) {
+				t.Errorf("Remote leads to %v\n%s", err, text)
+			}
+			// A profile that changes meanwhile leaves the PC Remote.
+			l.put("profiles/own.yaml", tiny+"local_boot: {bios: 5}\n")
+			l.publish()
+			told(hosts.Remote, [2]string{"remote.5.boot", "remote.cfg"})
+			l.put("profiles/own.yaml", tiny+c.profile)
+			l.publish()
+			told(hosts.Remote, c.remote)
+			if err := hosts.Decide(l.tftp, host, hosts.Local, own); err != nil {
+				t.Fatal(err)
+			}
+			told(hosts.Local, c.local)
+		})
+	}
+	if got := link(common); got != "" {
+		t.Errorf("a PC of another profile is led to %s", got)
+	}
+	// Somebody's own file stays, and so does the rest.
+	if err := os.WriteFile(file(common), []byte("default mine\n"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	l.put("profiles/tiny.yaml", tiny+"local_boot: {bios: disk}\n")
+	l.publish()
+	if text, err := os.ReadFile(file(common)); err != nil || string(text) != "default mine\n" {
+		t.Errorf("a person's file became %q, %v", text, err)
+	}
 }
