@@ -51,17 +51,11 @@ What belongs to that one PC stays there: "reassure wad capture --show-excludes" 
 				return err
 			}
 			r.Targets.Targets = targets
-			outcomes, err := client.Errand(c.Context(), r)
-			if err != nil {
-				return a.refused(err)
+			outcomes, err := a.errand(c.Context(), client, r)
+			if err != nil || !wait {
+				return err
 			}
-			for _, o := range outcomes {
-				fmt.Fprintf(a.stdout, "%s: %s\n", clean(o.Host), clean(o.Text))
-			}
-			if !wait {
-				return nil
-			}
-			return a.awaitErrands(c.Context(), client, outcomes, a.showCaptured, errNotCaptured)
+			return a.awaitErrands(c.Context(), client, outcomes, errandOver, a.showCaptured, errNotCaptured)
 		},
 	}
 	f := c.Flags()

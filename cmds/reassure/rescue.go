@@ -1,9 +1,9 @@
 package main
 
 import (
-	"context"
 	"errors"
 	"fmt"
+	"slices"
 
 	"github.com/spf13/cobra"
 
@@ -45,20 +45,17 @@ would have been told: hold it first if it must not be reimaged.`,
 				return err
 			}
 			r.Targets.Targets = targets
-			outcomes, err := client.Errand(c.Context(), r)
+			outcomes, err := a.errand(c.Context(), client, r)
 			if err != nil {
-				return a.refused(err)
+				return err
 			}
-			for _, o := range outcomes {
-				fmt.Fprintf(a.stdout, "%s: %s\n", clean(o.Host), clean(o.Text))
-				if o.Errand == "" {
-					return errNotRescued
-				}
+			if slices.ContainsFunc(outcomes, func(o api.Outcome) bool { return o.Errand == "" }) {
+				return errNotRescued
 			}
 			if !wait {
 				return nil
 			}
-			return a.awaitRescue(c.Context(), client, outcomes)
+			return a.awaitErrands(c.Context(), client, outcomes, rescueReady, a.showRescue, errNotRescued)
 		},
 	}
 	f := c.Flags()
@@ -68,57 +65,27 @@ would have been told: hold it first if it must not be reimaged.`,
 	return c
 }
 
-// awaitRescue waits until people can log in on each of the hosts, and says how.
-func (a *app) awaitRescue(ctx context.Context, client *api.Client, asked []api.Outcome) error {
-	under := map[string]string{} // errand IDs
-	for _, o := range asked {
-		under[o.Host] = o.Errand
-	}
-	ctx, cancel := context.WithCancel(ctx)
-	defer cancel()
-	var failed error
-	err := a.follow(ctx, client, func(string) bool { return true }, func(trouble error) error {
-		if trouble != nil {
-			fmt.Fprintf(a.stderr, "%s: trying again\n", clean(trouble.Error()))
-			return nil
-		}
-		for name, id := range under {
-			h, err := client.Host(ctx, name)
-			if err != nil {
-				return err
-			}
-			text, waiting := rescueOf(h, id)
-			if waiting {
-				continue
-			}
-			delete(under, name)
-			if text == "" {
-				failed = errNotRescued
-				text = "not in rescue: it was released, or the attempt has failed: see reassure log " + h.Name
-			}
-			fmt.Fprintf(a.stdout, "%s: %s\n", clean(name), clean(text))
-		}
-		if len(under) == 0 {
-			cancel()
-		}
-		return nil
-	})
-	switch {
-	case err != nil:
-		return err
-	case len(under) > 0:
-		return errNotRescued
-	}
-	return failed
+// rescueReady says whether there is nothing more to wait for: somebody can log in, or
+// nobody ever will.
+func rescueReady(h *api.HostDetail, id string) bool {
+	return errandOver(h, id) || loginText(h) != ""
 }
 
-// rescueOf says how to log in on a host; nothing, where that is not to be waited for any more.
-func rescueOf(h *api.HostDetail, id string) (text string, waiting bool) {
-	if h.Errand == nil || h.Errand.ID != id {
-		return "", false
+// loginText says how to log in on a host; "" while nobody can.
+func loginText(h *api.HostDetail) string {
+	if len(h.History) > 0 && h.History[0].Result == api.UnderWay && h.History[0].Errand == spec.Rescue {
+		return h.History[0].Text
 	}
-	if len(h.History) > 0 && h.History[0].Result == api.UnderWay && h.History[0].Errand == spec.Rescue && h.History[0].Text != "" {
-		return h.History[0].Text, false
+	return ""
+}
+
+// showRescue prints how to log in on a host, and says whether one can.
+func (a *app) showRescue(h *api.HostDetail, id string) bool {
+	text := loginText(h)
+	ok := !errandOver(h, id) && text != ""
+	if !ok {
+		text = "not in rescue: it was released, or the attempt has failed: see reassure log " + h.Name
 	}
-	return "", true
+	fmt.Fprintf(a.stdout, "%s: %s\n", clean(h.Name), clean(text))
+	return ok
 }

@@ -50,17 +50,11 @@ ends with status 1 if there is one that nobody expects.`,
 				return a.verifyRunning(c.Context(), client, targets)
 			}
 			r.Targets.Targets = targets
-			outcomes, err := client.Errand(c.Context(), r)
-			if err != nil {
-				return a.refused(err)
+			outcomes, err := a.errand(c.Context(), client, r)
+			if err != nil || !wait {
+				return err
 			}
-			for _, o := range outcomes {
-				fmt.Fprintf(a.stdout, "%s: %s\n", clean(o.Host), clean(o.Text))
-			}
-			if !wait {
-				return nil
-			}
-			return a.awaitErrands(c.Context(), client, outcomes, a.showOne, errUnequal)
+			return a.awaitErrands(c.Context(), client, outcomes, errandOver, a.showOne, errUnequal)
 		},
 	}
 	f := c.Flags()
@@ -77,9 +71,24 @@ ends with status 1 if there is one that nobody expects.`,
 // errUnequal is the status of a verification that found something.
 var errUnequal = errors.New("not all PCs hold what they should")
 
-// awaitErrands waits for the hosts that have something to do, and shows what came
-// of it; unless all is well, it returns bad.
-func (a *app) awaitErrands(ctx context.Context, client *api.Client, asked []api.Outcome, show func(h *api.HostDetail, id string) bool, bad error) error {
+// errand orders something, and prints what the boot server says of each host.
+func (a *app) errand(ctx context.Context, client *api.Client, r api.ErrandRequest) ([]api.Outcome, error) {
+	outcomes, err := client.Errand(ctx, r)
+	if err != nil {
+		return nil, a.refused(err)
+	}
+	for _, o := range outcomes {
+		fmt.Fprintf(a.stdout, "%s: %s\n", clean(o.Host), clean(o.Text))
+	}
+	return outcomes, nil
+}
+
+// errandOver says whether a host has the errand no longer.
+func errandOver(h *api.HostDetail, id string) bool { return h.Errand == nil || h.Errand.ID != id }
+
+// awaitErrands waits until the hosts that have something to do are ready, and shows
+// what came of it; unless all is well, it returns bad.
+func (a *app) awaitErrands(ctx context.Context, client *api.Client, asked []api.Outcome, ready, show func(h *api.HostDetail, id string) bool, bad error) error {
 	under := map[string]string{} // errand IDs
 	unequal := false
 	for _, o := range asked {
@@ -105,7 +114,7 @@ func (a *app) awaitErrands(ctx context.Context, client *api.Client, asked []api.
 			if err != nil {
 				return err
 			}
-			if h.Errand != nil && h.Errand.ID == id {
+			if !ready(h, id) {
 				continue
 			}
 			delete(under, name)
