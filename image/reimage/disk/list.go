@@ -118,7 +118,7 @@ func (s System) describe(name string) spec.Disk {
 		Device:         "/dev/" + strings.ReplaceAll(name, "!", "/"),
 		Size:           spec.Size(sectors * 512), // sysfs counts in 512 bytes always
 		Model:          read("device/model"),
-		Serial:         firstOf(read("device/serial"), read("serial"), s.pageSerial(dir), read("device/cid")),
+		Serial:         firstOf(read("device/serial"), read("serial"), s.pageSerial(dir), read("device/cid"), usbSerial(real)),
 		WWN:            firstOf(read("wwid"), read("device/wwid")),
 		Bus:            bus(name, real),
 		ByPath:         byPath(real, name),
@@ -142,6 +142,23 @@ func (s System) pageSerial(dir string) string {
 		return ""
 	}
 	return strings.TrimSpace(text(b[4:]))
+}
+
+// usbSerial reads the serial number of the USB device that a disk is, or is behind, as
+// udev does (systemd, udev-builtin-usb_id.c); real is the disk's place in sysfs. Linux
+// asks no disk behind USB for its VPD pages.
+func usbSerial(real string) string {
+	for dir := filepath.Dir(real); strings.Contains(dir, "/usb"); dir = filepath.Dir(dir) {
+		if _, err := os.Stat(filepath.Join(dir, "idVendor")); err != nil {
+			continue
+		}
+		serial, err := os.ReadFile(filepath.Join(dir, "serial"))
+		if err != nil {
+			return ""
+		}
+		return strings.TrimSpace(text(serial))
+	}
+	return ""
 }
 
 func firstOf(values ...string) string {
@@ -174,12 +191,13 @@ var (
 	pciPattern  = regexp.MustCompile(`/(?:virtual/)?([0-9a-f]{4}:[0-9a-f]{2}:[0-9a-f]{2}\.[0-7])`)
 	ataPattern  = regexp.MustCompile(`/ata(\d+)/`)
 	scsiPattern = regexp.MustCompile(`/target\d+:\d+:\d+/\d+:(\d+:\d+:\d+)`)
+	usbPattern  = regexp.MustCompile(`/\d+-([\d.]+:[\d.]+)/host\d+/`)
 	nvmePattern = regexp.MustCompile(`/nvme\d+/nvme\d+(?:c\d+)?n(\d+)$`)
 )
 
 // byPath names a disk by where it is plugged in, in the form of udev's
 // /dev/disk/by-path (systemd's udev-builtin-path_id.c) for PCI with NVMe,
-// virtio and SCSI. ATA ports are numbered as the kernel numbers them, not
+// virtio, SCSI and USB. ATA ports are numbered as the kernel numbers them, not
 // counted anew for each controller.
 func byPath(real, name string) string {
 	all := pciPattern.FindAllStringSubmatch(real, -1)
@@ -193,6 +211,9 @@ func byPath(real, name string) string {
 	case nvmePattern.MatchString(real):
 		path += "-nvme-" + nvmePattern.FindStringSubmatch(real)[1]
 	case scsiPattern.MatchString(real):
+		if usb := usbPattern.FindStringSubmatch(real); usb != nil {
+			path += "-usb-0:" + usb[1]
+		}
 		path += "-scsi-0:" + scsiPattern.FindStringSubmatch(real)[1]
 	}
 	return "/dev/disk/by-path/" + path
