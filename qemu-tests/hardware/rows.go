@@ -142,6 +142,8 @@ func (r row) profile() string {
 	switch {
 	case r.odd == threeDisks:
 		p = "disk: {serial: RIGHT}\n" + p
+	case r.disk == nvme4k: // FAT32 has 65,525 clusters at least
+		p = strings.Replace(p, "size: 64MiB, filesystem: vfat", "size: 260MiB, filesystem: vfat", 1)
 	case r.disk == "usb":
 		p = "disk: {bus: usb}\n" + p
 	}
