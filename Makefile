@@ -8,7 +8,7 @@ COUNT ?= 200
 # Go tests that boot PCs take longer than go test allows by itself.
 QEMU_TIMEOUT ?= 40m
 # Tests that take minutes each, most of them of virtual PCs, and are not part of make test.
-LONG = ^(TestDeltaOnPC|TestCutInDelta|TestPreservedOnPC|TestServe|TestDHCPConfig|TestServerLost|TestGentooReassure|TestDebianUpgrade|TestCaptured|TestVerify|TestFirmwareBoots|TestTwoCheckouts|TestAsTar|TestLongSpanningTree|TestSmallMemory|TestVLANOnPC|TestFirmware|TestSecureBoot|TestUEFIServed|TestIPXEFromFiles|TestUEFI|TestUEFI4Kn|TestDebianUEFI|TestUEFIVerified|TestSecureBootInstalled|TestRightDisk|TestHTTPS|TestFirstDay|TestUEFIFromFiles|TestUnifiedServed|TestUnifiedSecureBoot|TestRescueOnPC)$$
+LONG = ^(TestDeltaOnPC|TestCutInDelta|TestPreservedOnPC|TestServe|TestDHCPConfig|TestServerLost|TestGentooReassure|TestDebianUpgrade|TestCaptured|TestVerify|TestFirmwareBoots|TestTwoCheckouts|TestAsTar|TestLongSpanningTree|TestSmallMemory|TestVLANOnPC|TestFirmware|TestSecureBoot|TestUEFIServed|TestIPXEFromFiles|TestUEFI|TestDebianUEFI|TestUEFIVerified|TestSecureBootInstalled|TestRightDisk|TestHTTPS|TestFirstDay|TestUEFIFromFiles|TestUnifiedServed|TestUnifiedSecureBoot|TestRescueOnPC)$$
 
 .PHONY: help image test test-long lint unit qemu vulnerabilities fuzz load demo bench clean build-deps test-deps bench-deps test-hardware test-faults
 

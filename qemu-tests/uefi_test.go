@@ -144,28 +144,6 @@ func TestUEFI(t *testing.T) {
 	pc.off()
 }
 
-// TestUEFI4Kn reimages a PC with UEFI whose disk has sectors of 4096 bytes, in full and by
-// delta, and starts it from there.
-func TestUEFI4Kn(t *testing.T) {
-	t.Parallel()
-	lab := uefiLab(t, strings.NewReplacer())
-	firmware := &Firmware{OwnOrder: true}
-	disk := &Disk{Size: 1 * spec.GiB, Bus: "nvme", Sector: 4096}
-	plan, _ := lab.reimaged(Machine{Disks: []*Disk{disk}, Firmware: firmware})
-	if plan.Disk.LogicalSector != 4096 || plan.Mode != spec.ReimageFull {
-		t.Errorf("the plan is %s, for sectors of %d bytes", plan.Mode, plan.Disk.LogicalSector)
-	}
-	plan, _ = lab.reimaged(Machine{Disks: []*Disk{disk}, Firmware: firmware})
-	mode(t, plan, spec.ReimageDelta, "")
-	keys := lab.event(spec.EventKeys, time.Minute)
-	pc := lab.powerOn(Machine{Disks: []*Disk{disk}, Firmware: firmware, TFTP: t.TempDir()})
-	pc.expect(`starting Boot\d+ "ReAssure"`, 4*time.Minute)
-	pc.expect(`(?m)^exp01 login: `, 3*time.Minute)
-	g := pc.login(lab, keys.HostKeys)
-	g.says("cat /sys/block/nvme0n1/queue/logical_block_size", "4096")
-	g.powerOff(pc)
-}
-
 // TestSecureBootInstalled reimages a PC with Secure Boot on, which goes on into its system by
 // kexec, and starts it by shim later.
 func TestSecureBootInstalled(t *testing.T) {
