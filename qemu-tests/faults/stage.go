@@ -146,7 +146,7 @@ func (s *stage) copy(ctx context.Context, to string) (*qemutests.Disk, error) {
 	disk := &qemutests.Disk{Size: diskSize}
 	err := disk.Make(to)
 	if err == nil {
-		err = command.Command{Args: []string{"cp", "--sparse=always", s.old, to}, Timeout: 10 * time.Minute}.Run(ctx)
+		err = qemutests.CopyDisk(ctx, s.old, to)
 	}
 	return disk, err
 }
@@ -200,34 +200,7 @@ func (s *stage) once(ctx context.Context, dir, mode, motd string, disk *qemutest
 	return e.Plan, nil
 }
 
-// Outcomes.
-const (
-	oldSystem = "old system"
-	noBoot    = "does not boot"
-	newSystem = "new system"
-)
-
-// judge says what a PC would boot from a disk. What boots and is neither the old nor the
-// new system, whole, is an error. A disk of another run than the stage's has a new
-// system with identities, keys and times of its own.
-func (s *stage) judge(ctx context.Context, mode string, disk *qemutests.Disk, otherRun bool) (string, error) {
-	boots, err := disk.Bootable()
-	if err != nil || !boots {
-		return noBoot, err
-	}
-	var why []error
-	for _, c := range []struct {
-		outcome, golden string
-		own             bool
-	}{{oldSystem, s.old, false}, {newSystem, s.whole[mode], otherRun}} {
-		differs, err := s.compare(ctx, c.golden, disk.Path(), c.own)
-		if err != nil {
-			return "", err
-		}
-		if differs == nil {
-			return c.outcome, nil
-		}
-		why = append(why, fmt.Errorf("not the %s: %w", c.outcome, differs))
-	}
-	return "", fmt.Errorf("THE DISK BOOTS, and what it boots is not whole: %w", errors.Join(why...))
+// judge is for disks that have begun as the old system.
+func (s *stage) judge(mode string) *qemutests.Judge {
+	return &qemutests.Judge{Dir: s.programs.Dir, Old: s.old, New: s.whole[mode], Root: s.root}
 }

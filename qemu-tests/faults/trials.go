@@ -46,6 +46,7 @@ func (s *stage) trials(count int) []qemutests.Trial {
 			return s.kill(ctx, dir, mode, uint64(i), facts)
 		})
 	}
+	add("served/disk full", s.fullServer)
 	for _, f := range faults() {
 		for _, mode := range f.modes {
 			add(f.name+" "+mode, func(ctx context.Context, dir string, facts map[string]string) error {
@@ -64,35 +65,17 @@ func (s *stage) power(ctx context.Context, dir, mode string, n uint64, facts map
 	}
 	defer func() { err = errors.Join(err, writes.Close()) }()
 	random := rand.New(rand.NewPCG(n, uint64(len(mode))))
-	all := len(writes.Entries)
-	// The first and the last writes decide about what boots; the many between do not.
-	var at int
-	switch n % 5 {
-	case 0:
-		at = random.IntN(all + 1)
-	case 1:
-		at = random.IntN(min(all, 60) + 1)
-	case 2:
-		at = random.IntN(min(all, 3) + 1)
-	case 3:
-		at = all - random.IntN(min(all, 200)+1)
-	case 4:
-		at = all - random.IntN(min(all, 6)+1)
-	}
+	all, at := len(writes.Entries), writes.Moment(n, random)
 	facts["moment"] = fmt.Sprintf("after write %d of %d, %d not flushed", at, all, at-writes.Durable(at))
 	disk, err := s.copy(ctx, filepath.Join(dir, "disk"))
 	if err != nil {
 		return err
 	}
-	f, err := os.OpenFile(disk.Path(), os.O_RDWR, 0)
-	if err != nil {
-		return err
-	}
-	if err := errors.Join(writes.Replay(f, 0, writes.Durable(at)), writes.Cut(f, at, random), f.Close()); err != nil {
+	if err := writes.Rebuild(disk, at, random); err != nil {
 		return err
 	}
 	facts["verified"] = "read"
-	if facts["outcome"], err = s.judge(ctx, mode, disk, false); err != nil {
+	if facts["outcome"], err = s.judge(mode).Outcome(ctx, disk, false); err != nil {
 		return err
 	}
 	if n%bootEvery != 0 {
@@ -128,7 +111,7 @@ func (s *stage) boot(ctx context.Context, dir, mode string, disk *qemutests.Disk
 		return err
 	}
 	defer off()
-	if outcome == noBoot {
+	if outcome == qemutests.NoBoot {
 		if _, err := vm.Expect(ctx, doneLine, panicked, loginLine); err != nil {
 			return err
 		}
@@ -148,7 +131,7 @@ func (s *stage) kill(ctx context.Context, dir, mode string, n uint64, facts map[
 		return err
 	}
 	facts["verified"] = "read, booted"
-	if facts["outcome"], err = s.judge(ctx, mode, disk, true); err != nil {
+	if facts["outcome"], err = s.judge(mode).Outcome(ctx, disk, true); err != nil {
 		return err
 	}
 	return s.boot(ctx, filepath.Join(dir, "again"), mode, disk, facts["outcome"])
@@ -273,19 +256,19 @@ func (s *stage) fault(ctx context.Context, dir, mode string, f fault, facts map[
 	if err != nil {
 		return err
 	}
-	facts["verified"], facts["outcome"] = "read", oldSystem
+	facts["verified"], facts["outcome"] = "read", qemutests.OldSystem
 	if after != before {
-		if facts["outcome"], err = s.judge(ctx, mode, disk, true); err != nil {
+		if facts["outcome"], err = s.judge(mode).Outcome(ctx, disk, true); err != nil {
 			return err
 		}
 	}
-	if err := f.check(facts["outcome"], vm.Text(), lab.Web.Events()); err != nil || facts["outcome"] != noBoot || f.size != 0 {
+	if err := f.check(facts["outcome"], vm.Text(), lab.Web.Events()); err != nil || facts["outcome"] != qemutests.NoBoot || f.size != 0 {
 		return err
 	}
 	good := *disk
 	good.Errors, good.Rate = "", 0
 	facts["verified"] = "read, made whole by the next reimage"
-	return s.boot(ctx, filepath.Join(dir, "again"), mode, &good, noBoot)
+	return s.boot(ctx, filepath.Join(dir, "again"), mode, &good, qemutests.NoBoot)
 }
 
 // toItsEnd waits until a PC has its new system, or has given up, and switches itself off:
@@ -330,16 +313,16 @@ func (f fault) check(outcome, console string, events []spec.Event) error {
 		case spec.EventFailure:
 			failure = &e
 		case spec.EventDone:
-			if outcome != newSystem {
+			if outcome != qemutests.NewSystem {
 				return fmt.Errorf("the PC reported that it is done, and its disk: %s", outcome)
 			}
 		}
 	}
 	reason := regexp.MustCompile(f.reason)
 	switch {
-	case done != (outcome == newSystem):
+	case done != (outcome == qemutests.NewSystem):
 		return fmt.Errorf("the PC said that it is done: %v, and its disk: %s", done, outcome)
-	case f.untouched && outcome != oldSystem:
+	case f.untouched && outcome != qemutests.OldSystem:
 		return errors.New("the disk was written to")
 	case f.breaks && done:
 		return errors.New("the fault is one that a reimage must fail of, and this one did not")
