@@ -210,19 +210,28 @@ func (w *Web) serveFile(rw http.ResponseWriter, r *http.Request) {
 type counting struct {
 	http.ResponseWriter
 	bytes, lie int64
+	said       int64 // where it lies
 }
 
 func (c *counting) WriteHeader(status int) {
 	if length, err := strconv.ParseInt(c.Header().Get("Content-Length"), 10, 64); err == nil && c.lie != 0 {
-		c.Header().Set("Content-Length", strconv.FormatInt(max(0, length+c.lie), 10))
+		c.said = max(0, length+c.lie)
+		c.Header().Set("Content-Length", strconv.FormatInt(c.said, 10))
 	}
 	c.ResponseWriter.WriteHeader(status)
 }
 
 func (c *counting) Write(p []byte) (int, error) {
+	whole := len(p)
+	if c.lie != 0 {
+		p = p[:min(int64(len(p)), c.said-c.bytes)] // net/http sends no more than it said
+	}
 	n, err := c.ResponseWriter.Write(p)
 	c.bytes += int64(n)
-	return n, err
+	if err != nil {
+		return n, err
+	}
+	return whole, nil
 }
 
 // Served returns how many bytes of wads were sent since the last call. What is on
