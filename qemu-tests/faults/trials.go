@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -303,6 +304,9 @@ func (s *stage) toItsEnd(ctx context.Context, f fault, r *running) error {
 
 var failedLine = regexp.MustCompile(`REIMAGE FAILED: `)
 
+// longestReason is where on the console the reason of a failure ends at the latest, in bytes.
+const longestReason = 2000
+
 // check says whether what a PC said, on its console and to the server, is what its disk is,
 // and what the fault is to lead to.
 func (f fault) check(outcome, console string, events []spec.Event) error {
@@ -330,7 +334,9 @@ func (f fault) check(outcome, console string, events []spec.Event) error {
 		return errors.New("the fault is one that a reimage gets over, and this one did not")
 	case !done && len(failedLine.FindAllString(console, -1)) < max(1, f.fails):
 		return fmt.Errorf("the console does not say that it failed, %d times", max(1, f.fails))
-	case !done && !regexp.MustCompile(`(?s)REIMAGE FAILED: .{0,2000}(`+f.reason+`)`).MatchString(console):
+	case !done && !slices.ContainsFunc(failedLine.FindAllStringIndex(console, -1), func(at []int) bool {
+		return reason.MatchString(console[at[1]:min(len(console), at[1]+longestReason)])
+	}):
 		return fmt.Errorf("the console does not say why: %q", f.reason)
 	case !done && !f.unheard && (failure == nil || !reason.MatchString(failure.Text)):
 		return fmt.Errorf("the server was not told why (%q): %+v", f.reason, failure)
