@@ -149,7 +149,7 @@ func rows() []fault {
 		{name: "disk/flush error", disk: func(_, _ int64) string { return "inject-error.0.event=flush_to_disk,inject-error.0.errno=5" }, breaks: true},
 		{name: "disk/write-protected", pc: func(m *qemutests.Machine) { m.Disks[0].ReadOnly = true }, untouched: true, reason: "read-only|write-protect"},
 		{name: "disk/too small for the layout", profile: func(p string) string { return strings.Replace(p, "size: rest", "size: 64GiB", 1) }, modes: onlyFull, untouched: true, reason: "64 ?GiB|too small"},
-		{name: "disk/too small for the wad", size: 128 * spec.MiB, modes: onlyFull, untouched: true, reason: "for partition root, which has"},
+		{name: "disk/too small for the wad", size: 64 * spec.MiB, modes: onlyFull, untouched: true, reason: "for partition root, which has"},
 		{name: "disk/gone", during: func(ctx context.Context, r *running) error {
 			return errors.Join(r.half(ctx), r.vm.Vanish(0))
 		}, breaks: true},
