@@ -222,7 +222,7 @@ func goesWrong(t *testing.T, firmware spec.Firmware, files []string, list []spec
 		if list[i].Name == step {
 			allowed = list[i].AllowFailure
 			if strings.HasPrefix(how, "hangs") {
-				list[i].Timeout = spec.Duration(time.Second)
+				list[i].Timeout = spec.Duration(2 * time.Second)
 			}
 		}
 	}
