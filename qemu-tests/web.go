@@ -197,7 +197,7 @@ func (w *Web) serveFile(rw http.ResponseWriter, r *http.Request) {
 		http.NotFound(rw, r)
 		return
 	}
-	counted := &counting{ResponseWriter: rw, lie: fault.Length}
+	counted := &counting{ResponseWriter: rw, lie: fault.Length, flush: fault.Rate > 0}
 	http.ServeContent(counted, r, "", info.ModTime(), &faulty{ReadSeeker: f, fault: fault})
 	if strings.HasPrefix(r.URL.Path, "/wads/") {
 		w.mu.Lock()
@@ -211,6 +211,7 @@ type counting struct {
 	http.ResponseWriter
 	bytes, lie int64
 	said       int64 // where it lies
+	flush      bool  // each write goes out at once
 }
 
 func (c *counting) WriteHeader(status int) {
@@ -228,6 +229,9 @@ func (c *counting) Write(p []byte) (int, error) {
 	}
 	n, err := c.ResponseWriter.Write(p)
 	c.bytes += int64(n)
+	if err == nil && c.flush {
+		err = http.NewResponseController(c.ResponseWriter).Flush()
+	}
 	if err != nil {
 		return n, err
 	}
