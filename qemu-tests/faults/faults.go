@@ -19,9 +19,9 @@ type fault struct {
 	name   string
 	server func(random *rand.Rand) []qemutests.Fault
 	pc     func(m *qemutests.Machine)
-	// disk has requests for a sector fail, for ever: that of a random write of a
-	// reimage without faults, or of something that the old system holds.
-	disk func(written, held int64) string
+	// disk has requests fail, for ever, as QEMU's blkdebug takes it: of a sector where the
+	// old system holds something, say.
+	disk func(random *rand.Rand, held int64) string
 	// size is that of a disk which has another system on it than ours; 0 is the stage's.
 	size spec.Size
 	// profile changes the PC's profile.
@@ -144,9 +144,11 @@ func rows() []fault {
 			return r.spell(ctx, 0, qemutests.Trouble{Other: netip.MustParsePrefix("192.0.2.0/24")})
 		}, modes: onlyFull, untouched: true, unheard: true, reason: "did not give this PC its manifest within 1m0s"},
 
-		{name: "disk/read error", disk: func(_, held int64) string { return inject("read_aio", held) }},
-		{name: "disk/write error", disk: func(written, _ int64) string { return inject("write_aio", written) }, breaks: true},
-		{name: "disk/flush error", disk: func(_, _ int64) string { return "inject-error.0.event=flush_to_disk,inject-error.0.errno=5" }, breaks: true},
+		{name: "disk/read error", disk: func(_ *rand.Rand, held int64) string {
+			return fmt.Sprintf("inject-error.0.event=read_aio,inject-error.0.errno=5,inject-error.0.sector=%d", held)
+		}},
+		{name: "disk/write error", disk: func(r *rand.Rand, _ int64) string { return writesFail(1 + r.IntN(3)) }, breaks: true},
+		{name: "disk/flush error", disk: func(*rand.Rand, int64) string { return "inject-error.0.event=flush_to_disk,inject-error.0.errno=5" }, breaks: true},
 		{name: "disk/write-protected", pc: func(m *qemutests.Machine) { m.Disks[0].ReadOnly = true }, untouched: true, reason: "read-only|write-protect"},
 		{name: "disk/too small for the layout", profile: func(p string) string { return strings.Replace(p, "size: rest", "size: 64GiB", 1) }, modes: onlyFull, untouched: true, reason: "64 ?GiB|too small"},
 		{name: "disk/too small for the wad", size: 64 * spec.MiB, modes: onlyFull, untouched: true, reason: "for partition root, which has"},
@@ -176,9 +178,14 @@ func retries(n int) func(string) string {
 	}
 }
 
-// inject has requests of a kind that touch a sector fail (QEMU's docs/devel/blkdebug.txt).
-func inject(event string, sector int64) string {
-	return fmt.Sprintf("inject-error.0.event=%s,inject-error.0.errno=5,inject-error.0.sector=%d", event, sector)
+// writesFail has every write fail after so many flushes: which sectors are written, and in
+// what order, is another with every reimage (QEMU's docs/devel/blkdebug.txt).
+func writesFail(flushes int) string {
+	var rules strings.Builder
+	for i := range flushes {
+		fmt.Fprintf(&rules, "set-state.%d.event=flush_to_disk,set-state.%d.state=%d,set-state.%d.new_state=%d,", i, i, i+1, i, i+2)
+	}
+	return fmt.Sprintf("%sinject-error.0.event=write_aio,inject-error.0.errno=5,inject-error.0.state=%d", rules.String(), flushes+1)
 }
 
 // half waits until a random part, up to a half, of the wad is on the disk, or of a delta done.

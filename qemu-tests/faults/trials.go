@@ -159,20 +159,6 @@ func (s *stage) half(ctx context.Context, dir, mode string, disk *qemutests.Disk
 	return vm.Kill()
 }
 
-// written is the sector of a random write of the reimage that was logged: others write it, too.
-func (s *stage) written(mode string, random *rand.Rand) (sector int64, err error) {
-	writes, err := qemutests.ReadWrites(s.logs[mode])
-	if err != nil {
-		return 0, err
-	}
-	for {
-		w := writes.Entries[random.IntN(len(writes.Entries))]
-		if w.Length > 0 && !w.Discard {
-			return w.At / 512, writes.Close()
-		}
-	}
-}
-
 // held is a sector where a disk holds something.
 func held(file string, random *rand.Rand) (sector int64, err error) {
 	f, err := os.Open(file)
@@ -208,15 +194,11 @@ func (s *stage) machine(ctx context.Context, dir, mode string, f fault, random *
 		m.Cable = &qemutests.Cable{}
 	}
 	if f.disk != nil {
-		written, err := s.written(mode, random)
-		if err != nil {
-			return m, err
-		}
 		held, err := held(disk.Path(), random)
 		if err != nil {
 			return m, err
 		}
-		disk.Errors = f.disk(written, held)
+		disk.Errors = f.disk(random, held)
 		facts["moment"] = disk.Errors
 	}
 	return m, nil
