@@ -2,6 +2,9 @@ package image
 
 import (
 	"encoding/json"
+	"go/ast"
+	"go/parser"
+	"go/token"
 	"io/fs"
 	"os"
 	"os/exec"
@@ -213,5 +216,49 @@ func TestSecurityNamesTests(t *testing.T) {
 		if !there[m[1]] {
 			t.Errorf("the README's section Security names %s, which is no test", m[1])
 		}
+	}
+}
+
+// endedOtherwise are the files on a PC that run programs without a time limit of their own.
+var endedOtherwise = []string{"reimage/steps/run.go"} // its context has the step's
+
+// TestCommandsEnd finds programs that a PC runs without a time limit: one that hangs would
+// have it hang for ever, with nobody told.
+func TestCommandsEnd(t *testing.T) {
+	found := 0
+	err := filepath.WalkDir("reimage", func(file string, _ fs.DirEntry, err error) error {
+		if err != nil || !strings.HasSuffix(file, ".go") || strings.HasSuffix(file, "_test.go") {
+			return err
+		}
+		tree, err := parser.ParseFile(token.NewFileSet(), file, nil, 0)
+		if err != nil {
+			return err
+		}
+		ast.Inspect(tree, func(n ast.Node) bool {
+			literal, ok := n.(*ast.CompositeLit)
+			if !ok {
+				return true
+			}
+			if kind, ok := literal.Type.(*ast.SelectorExpr); !ok || kind.Sel.Name != "Command" {
+				return true
+			}
+			found++
+			limited := slices.ContainsFunc(literal.Elts, func(e ast.Expr) bool {
+				pair, ok := e.(*ast.KeyValueExpr)
+				if !ok {
+					return false
+				}
+				key, ok := pair.Key.(*ast.Ident)
+				return ok && key.Name == "Timeout"
+			})
+			if !limited && !slices.Contains(endedOtherwise, file) {
+				t.Errorf("%s runs a program without a time limit: give it a Timeout", file)
+			}
+			return true
+		})
+		return nil
+	})
+	if err != nil || found < 4 {
+		t.Errorf("%d places that run programs were found: %v", found, err)
 	}
 }

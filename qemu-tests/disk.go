@@ -31,6 +31,8 @@ type Disk struct {
 	Errors string
 	// ReadOnly is a disk with its write protection on.
 	ReadOnly bool
+	// Rate is what it reads and writes a second, at most, in bytes; 0 is all it can.
+	Rate spec.Size
 	// Fill writes what is on the disk before the PC is first switched on.
 	Fill func(*os.File) error
 
@@ -143,6 +145,9 @@ func (d *Disk) arguments(n int) ([]string, error) {
 	}
 	if d.ReadOnly {
 		drive += ",readonly=on"
+	}
+	if d.Rate > 0 {
+		drive += fmt.Sprintf(",throttling.bps-total=%d", d.Rate)
 	}
 	args := []string{"-drive", drive}
 	blocks := fmt.Sprintf(",drive=%s,serial=%s,bootindex=%d,logical_block_size=%d,physical_block_size=%d", id, serial, n+1, sector, max(sector, 512))

@@ -162,6 +162,9 @@ func TestWeb(t *testing.T) {
 		{"cut in a part", "/file", "bytes=4-", Fault{Suffix: "file", CutAt: 5}, "206 4 unexpected EOF"},
 		{"flipped", "/file", "bytes=4-", Fault{Suffix: "file", FlipAt: 6}, "206 4\xca6789 <nil>"},
 		{"slow", "/file", "", Fault{Suffix: "file", Rate: 1000}, "200 0123456789 <nil>"},
+		{"a page", "/file", "", Fault{Suffix: "file", Page: true}, "200 <!DOCTYPE html>\n<html><body><h1>It works!</h1></body></html>\n <nil>"},
+		{"said to be shorter", "/file", "bytes=4-", Fault{Suffix: "file", Length: -2}, "206 4567 <nil>"},
+		{"said to be longer", "/file", "", Fault{Suffix: "file", Length: 2}, "200 0123456789 unexpected EOF"},
 	}
 	for _, test := range tests {
 		w.Break(test.fault)
@@ -172,6 +175,13 @@ func TestWeb(t *testing.T) {
 	w.Break(Fault{Suffix: "file", Status: 500, Times: 1})
 	if got := get("/file", "") + get("/file", ""); got != "500 Internal Server Error\n <nil>200 0123456789 <nil>" {
 		t.Errorf("a fault for one request: %q", got)
+	}
+	w.Break()
+	if err := w.Restart(0); err != nil {
+		t.Fatal(err)
+	}
+	if got := get("/file", ""); got != "200 0123456789 <nil>" {
+		t.Errorf("after a restart: %q", got)
 	}
 	post := func(body string) int {
 		resp, err := http.Post(base+eventsPath, "application/json", strings.NewReader(body))

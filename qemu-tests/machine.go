@@ -88,6 +88,8 @@ type Machine struct {
 	NoReboot bool
 	// Netdev is QEMU's -netdev in place of the user network, with id=net.
 	Netdev string
+	// Cable is what its card is plugged in by; nil is a good one.
+	Cable *Cable
 	// Extra are further arguments of the emulator.
 	Extra []string
 	// Watch gets the console as it comes, besides the log.
@@ -228,6 +230,15 @@ func (m Machine) Start(ctx context.Context) (*VM, error) {
 	if err != nil {
 		return nil, err
 	}
+	if m.Cable != nil {
+		near, extra, remove, err := m.Cable.lay(m.Dir, netdev)
+		if err != nil {
+			return nil, errors.Join(err, unplug())
+		}
+		off := unplug
+		netdev, unplug = near, func() error { return errors.Join(remove(), off()) }
+		m.Extra = append(slices.Clone(m.Extra), extra...)
+	}
 	run, err := m.command(netdev)
 	if err != nil {
 		return nil, errors.Join(err, unplug())
@@ -309,6 +320,16 @@ func (vm *VM) Wait(ctx context.Context) error {
 	}
 }
 
+// IsOn says whether the PC is on.
+func (vm *VM) IsOn() bool {
+	select {
+	case <-vm.done:
+		return false
+	default:
+		return true
+	}
+}
+
 // Reset presses the reset button: the PC starts over with what is on its disks.
 func (vm *VM) Reset() error { return vm.control("system_reset") }
 
@@ -318,6 +339,21 @@ func (vm *VM) Pause() error { return vm.control("stop") }
 
 // Continue lets a paused PC go on.
 func (vm *VM) Continue() error { return vm.control("cont") }
+
+// Link takes the card's carrier away, as a switch does that is switched off, or gives it back.
+func (vm *VM) Link(up bool) error {
+	_, err := vm.ask("set_link", map[string]any{"name": "net", "up": up})
+	return err
+}
+
+// Vanish has a disk be gone: whatever the PC asks of it fails from now on.
+func (vm *VM) Vanish(disk int) error {
+	text, err := vm.monitor(fmt.Sprintf("drive_del disk%d", disk))
+	if err == nil && text != "" {
+		err = fmt.Errorf("virtual PC: drive_del: %s", text)
+	}
+	return err
+}
 
 // Processors says what each processor does, twice: where it is, and whether it waits
 // for an interrupt (HLT=1). It tells a kernel that hangs from a slow one.
@@ -339,7 +375,7 @@ func (vm *VM) Processors() string {
 
 // monitor asks the emulator's monitor for people.
 func (vm *VM) monitor(line string) (text string, err error) {
-	answer, err := vm.ask("human-monitor-command", map[string]string{"command-line": line})
+	answer, err := vm.ask("human-monitor-command", map[string]any{"command-line": line})
 	if err == nil {
 		err = json.Unmarshal(answer, &text)
 	}
@@ -353,7 +389,7 @@ func (vm *VM) control(name string) error {
 }
 
 // ask has the emulator answer a command, by QMP (qemu/docs/interop/qmp-spec).
-func (vm *VM) ask(name string, arguments map[string]string) (json.RawMessage, error) {
+func (vm *VM) ask(name string, arguments map[string]any) (json.RawMessage, error) {
 	conn, err := net.DialTimeout("unix", vm.socket, 5*time.Second)
 	if err != nil {
 		return nil, fmt.Errorf("virtual PC: %w", err)
@@ -364,8 +400,8 @@ func (vm *VM) ask(name string, arguments map[string]string) (json.RawMessage, er
 	}
 	in := bufio.NewScanner(conn)
 	type command struct {
-		Execute   string            `json:"execute"`
-		Arguments map[string]string `json:"arguments,omitempty"`
+		Execute   string         `json:"execute"`
+		Arguments map[string]any `json:"arguments,omitempty"`
 	}
 	var result json.RawMessage
 	for _, c := range []command{{Execute: "qmp_capabilities"}, {name, arguments}} {

@@ -10,6 +10,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"sync"
 	"time"
@@ -35,8 +36,8 @@ type Web struct {
 	changed  chan struct{}
 }
 
-// Fault is what goes wrong with a file. Exactly one of Status, CutAt, FlipAt and
-// Rate is set.
+// Fault is what goes wrong with a file. Exactly one of Status, Page, Length, CutAt,
+// FlipAt and Rate is set.
 type Fault struct {
 	// Suffix is how the path of the files concerned ends.
 	Suffix string
@@ -44,6 +45,8 @@ type Fault struct {
 	Times int
 
 	Status int   // answer with this and nothing else
+	Page   bool  // answer with a web page, as if that were the file
+	Length int64 // Content-Length is by so much another than it should be
 	CutAt  int64 // the connection ends before this byte of the file
 	FlipAt int64 // this byte of the file is another, counted from 1
 	Rate   int64 // bytes a second, at most
@@ -63,22 +66,51 @@ func ServeWeb(root string) (*Web, error) {
 	mux := http.NewServeMux()
 	mux.HandleFunc("POST "+eventsPath, w.takeEvent)
 	mux.HandleFunc("GET /", w.serveFile)
-	w.server = &http.Server{Handler: mux, ReadHeaderTimeout: 30 * time.Second}
-	go func() {
-		if err := w.server.Serve(l); !errors.Is(err, http.ErrServerClosed) {
-			w.note(err)
-		}
-	}()
+	w.serve(l, mux)
 	return w, nil
 }
 
 // Close ends the server and returns everything that PCs did wrong: events that
 // are none.
 func (w *Web) Close() error {
-	err := w.server.Close()
+	w.mu.Lock()
+	server := w.server
+	w.mu.Unlock()
+	err := server.Close()
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	return errors.Join(append(w.problems, err)...)
+}
+
+// Restart ends every connection, has nobody listen for a while, and then serves as before.
+func (w *Web) Restart(after time.Duration) error {
+	address := w.listener.Addr().String()
+	w.mu.Lock()
+	old := w.server
+	w.mu.Unlock()
+	if err := old.Close(); err != nil {
+		return err
+	}
+	time.Sleep(after)
+	l, err := net.Listen("tcp", address)
+	if err != nil {
+		return fmt.Errorf("web server: %w", err)
+	}
+	w.serve(l, old.Handler)
+	return nil
+}
+
+// serve answers on l until it is closed.
+func (w *Web) serve(l net.Listener, h http.Handler) {
+	server := &http.Server{Handler: h, ReadHeaderTimeout: 30 * time.Second}
+	w.mu.Lock()
+	w.server = server
+	w.mu.Unlock()
+	go func() {
+		if err := server.Serve(l); !errors.Is(err, http.ErrServerClosed) {
+			w.note(err)
+		}
+	}()
 }
 
 // URL is the served tree as PCs see it.
@@ -142,6 +174,12 @@ func (w *Web) serveFile(rw http.ResponseWriter, r *http.Request) {
 		http.Error(rw, http.StatusText(fault.Status), fault.Status)
 		return
 	}
+	if fault.Page {
+		// A portal does not say what it is: no type, and HTML only inside.
+		rw.Header().Set("Content-Type", "application/octet-stream")
+		io.WriteString(rw, "<!DOCTYPE html>\n<html><body><h1>It works!</h1></body></html>\n")
+		return
+	}
 	root, err := os.OpenRoot(w.Root)
 	if err != nil {
 		http.Error(rw, err.Error(), http.StatusInternalServerError)
@@ -159,7 +197,7 @@ func (w *Web) serveFile(rw http.ResponseWriter, r *http.Request) {
 		http.NotFound(rw, r)
 		return
 	}
-	counted := &counting{ResponseWriter: rw}
+	counted := &counting{ResponseWriter: rw, lie: fault.Length, flush: fault.Rate > 0}
 	http.ServeContent(counted, r, "", info.ModTime(), &faulty{ReadSeeker: f, fault: fault})
 	if strings.HasPrefix(r.URL.Path, "/wads/") {
 		w.mu.Lock()
@@ -168,16 +206,36 @@ func (w *Web) serveFile(rw http.ResponseWriter, r *http.Request) {
 	}
 }
 
-// counting counts the bytes of an answer.
+// counting counts the bytes of an answer, and lies about how many they will be.
 type counting struct {
 	http.ResponseWriter
-	bytes int64
+	bytes, lie int64
+	said       int64 // where it lies
+	flush      bool  // each write goes out at once
+}
+
+func (c *counting) WriteHeader(status int) {
+	if length, err := strconv.ParseInt(c.Header().Get("Content-Length"), 10, 64); err == nil && c.lie != 0 {
+		c.said = max(0, length+c.lie)
+		c.Header().Set("Content-Length", strconv.FormatInt(c.said, 10))
+	}
+	c.ResponseWriter.WriteHeader(status)
 }
 
 func (c *counting) Write(p []byte) (int, error) {
+	whole := len(p)
+	if c.lie != 0 {
+		p = p[:min(int64(len(p)), c.said-c.bytes)] // net/http sends no more than it said
+	}
 	n, err := c.ResponseWriter.Write(p)
 	c.bytes += int64(n)
-	return n, err
+	if err == nil && c.flush {
+		err = http.NewResponseController(c.ResponseWriter).Flush()
+	}
+	if err != nil {
+		return n, err
+	}
+	return whole, nil
 }
 
 // Served returns how many bytes of wads were sent since the last call. What is on
@@ -258,10 +316,15 @@ func (w *Web) Forget() {
 
 // Event waits for the first event of a kind.
 func (w *Web) Event(ctx context.Context, kind spec.EventKind) (spec.Event, error) {
+	return w.Await(ctx, fmt.Sprintf("an event of kind %q", kind), func(e spec.Event) bool { return e.Kind == kind })
+}
+
+// Await waits for the first event that is what is waited for.
+func (w *Web) Await(ctx context.Context, what string, is func(spec.Event) bool) (spec.Event, error) {
 	for {
 		w.mu.Lock()
 		for _, e := range w.events {
-			if e.Kind == kind {
+			if is(e) {
 				w.mu.Unlock()
 				return e, nil
 			}
@@ -274,7 +337,7 @@ func (w *Web) Event(ctx context.Context, kind spec.EventKind) (spec.Event, error
 		select {
 		case <-changed:
 		case <-ctx.Done():
-			return spec.Event{}, fmt.Errorf("waiting for an event of kind %q: %w", kind, context.Cause(ctx))
+			return spec.Event{}, fmt.Errorf("waiting for %s: %w", what, context.Cause(ctx))
 		}
 	}
 }

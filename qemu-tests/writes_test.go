@@ -3,10 +3,14 @@ package qemutests
 import (
 	"bytes"
 	"encoding/binary"
+	"errors"
+	"fmt"
 	"math/rand/v2"
 	"os"
 	"path/filepath"
 	"testing"
+
+	"reassure/image/spec"
 )
 
 // writeLog writes a log as blklogwrites does.
@@ -103,5 +107,60 @@ func TestWrites(t *testing.T) {
 	}
 	if _, err := ReadWrites(filepath.Join("testdata", "none")); err == nil {
 		t.Error("a log that is not there was read")
+	}
+}
+
+// cuts is how many power cuts make test tries; make test-faults tries more, of deltas, too.
+const cuts = 20
+
+// TestPowerCutAnywhere notes all that a reimage writes, and makes disks as they would be had
+// the plug been pulled at some moment. Each is the old disk, or boots nothing, or is the
+// new system, whole.
+func TestPowerCutAnywhere(t *testing.T) {
+	t.Parallel()
+	lab := smallLab(t, SmallProfile)
+	lab.publish()
+	lab.decide("remote")
+	dir := t.TempDir()
+	disk := &Disk{Size: 1 * spec.GiB, Fill: previous, Log: filepath.Join(dir, "log")}
+	if err := errors.Join(disk.Make(filepath.Join(dir, "new")), CopyDisk(t.Context(), disk.Path(), filepath.Join(dir, "old")), os.WriteFile(disk.Log, nil, 0o600)); err != nil {
+		t.Fatal(err)
+	}
+	plan, _ := lab.reimaged(Machine{Disks: []*Disk{disk}})
+	writes, err := ReadWrites(disk.Log)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer writes.Close()
+	judge := &Judge{Dir: dir, Old: filepath.Join(dir, "old"), New: disk.Path(), Root: plan.Partitions[0]}
+	all, outcomes := len(writes.Entries), map[string]int{}
+	for n := range uint64(cuts) {
+		random := rand.New(rand.NewPCG(n, uint64(all)))
+		at := writes.Moment(n, random)
+		switch n {
+		case 0:
+			at = 0
+		case 1:
+			at = all
+		}
+		cut := &Disk{Size: disk.Size, path: filepath.Join(dir, fmt.Sprint("cut", n))}
+		if err := errors.Join(CopyDisk(t.Context(), judge.Old, cut.path), writes.Rebuild(cut, at, random)); err != nil {
+			t.Fatal(err)
+		}
+		outcome, err := judge.Outcome(t.Context(), cut, false)
+		if err != nil {
+			t.Errorf("power cut %d, after write %d of %d: %v", n, at, all, err)
+		}
+		if want := []string{OldSystem, NewSystem}; n < 2 && outcome != want[n] {
+			t.Errorf("after %d of %d writes the disk %s, want the %s", at, all, outcome, want[n])
+		}
+		outcomes[outcome]++
+		if err := os.Remove(cut.path); err != nil {
+			t.Fatal(err)
+		}
+	}
+	t.Logf("%d power cuts: %v", cuts, outcomes)
+	if outcomes[NoBoot] < cuts/4 {
+		t.Errorf("of %d power cuts %d left a disk that does not boot: this shows little", cuts, outcomes[NoBoot])
 	}
 }

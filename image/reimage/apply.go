@@ -52,6 +52,9 @@ func (r *Reimager) apply(ctx context.Context, m *spec.Manifest, plan *spec.Plan)
 			w.Close()
 		}
 	}()
+	if err := fits(plan, wads); err != nil {
+		return &Refusal{err}
+	}
 	// The search for RSA primes takes seconds: it runs beside the download.
 	making, stop := context.WithCancel(ctx)
 	defer stop()

@@ -14,8 +14,12 @@
 //	    may lose it. Every tenth is then booted.
 //	kill/N
 //	    A PC is switched off at a random moment of a reimage, and on again.
-//	server/..., disk/..., pc/...
-//	    The server, the disk or the PC itself has a fault.
+//	server/..., network/..., disk/..., pc/...
+//	    The server, the network, the disk or the PC itself has a fault. What it says of
+//	    that, on its console and to the server, is compared with its disk; and a disk that
+//	    does not boot must be made whole by the next reimage.
+//	served/...
+//	    The boot server itself has one.
 //
 //	There are three good outcomes: the old system, untouched and whole; a disk that does not
 //	boot, so that the PC goes on to the network and is reimaged; the new system, whole file

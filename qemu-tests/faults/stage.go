@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math/rand/v2"
 	"os"
 	"path/filepath"
 	"regexp"
@@ -20,7 +21,7 @@ import (
 type stage struct {
 	programs *qemutests.Programs // nil until it is set
 	key      *qemutests.Key
-	wad      string // indexed
+	wads     map[string]string // indexed, by the motd of who gets it
 	root     spec.Placed
 
 	old   string            // a disk
@@ -32,6 +33,12 @@ type stage struct {
 const (
 	full  = "full"
 	delta = "delta"
+)
+
+// Systems, by their motd.
+const (
+	first  = "first"
+	second = "second"
 )
 
 // diskSize is that of all disks.
@@ -65,8 +72,7 @@ func (s *stage) set(ctx context.Context, p *qemutests.Programs) (err error) {
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return err
 	}
-	s.wad = filepath.Join(dir, "small.tar.zst")
-	if err := (command.Command{Args: []string{p.Reassure, "wad", "pack", from, "-o", s.wad}, Timeout: 10 * time.Minute}).Run(ctx); err != nil {
+	if err := s.pack(ctx, p, dir, from); err != nil {
 		return err
 	}
 	s.programs = p
@@ -80,7 +86,7 @@ func (s *stage) set(ctx context.Context, p *qemutests.Programs) (err error) {
 	if err := disk.Make(s.old); err != nil {
 		return err
 	}
-	plan, err := s.once(ctx, filepath.Join(dir, "first"), full, "first", disk)
+	plan, err := s.once(ctx, filepath.Join(dir, "first"), full, first, disk)
 	if err != nil {
 		return fmt.Errorf("the old system: %w", err)
 	}
@@ -95,7 +101,7 @@ func (s *stage) set(ctx context.Context, p *qemutests.Programs) (err error) {
 			return err
 		}
 		disk.Log = s.logs[mode]
-		plan, err := s.once(ctx, filepath.Join(dir, mode+".lab"), mode, "second", disk)
+		plan, err := s.once(ctx, filepath.Join(dir, mode+".lab"), mode, second, disk)
 		if err != nil {
 			return fmt.Errorf("a %s reimage: %w", mode, err)
 		}
@@ -106,25 +112,58 @@ func (s *stage) set(ctx context.Context, p *qemutests.Programs) (err error) {
 	return nil
 }
 
+// news is what the second wad has that the first has not: what deltas fetch.
+const news = 20 // files of 1 MiB each
+
+// pack makes the wads of both systems of a tarball.
+func (s *stage) pack(ctx context.Context, p *qemutests.Programs, dir, tarball string) error {
+	tree := filepath.Join(dir, "tree")
+	s.wads = map[string]string{first: filepath.Join(dir, first+".tar.zst"), second: filepath.Join(dir, second+".tar.zst")}
+	if err := os.Mkdir(tree, 0o755); err != nil {
+		return err
+	}
+	run := func(args ...string) error { return command.Command{Args: args, Timeout: 10 * time.Minute}.Run(ctx) }
+	if err := errors.Join(
+		run("tar", "--zstd", "--xattrs", "--acls", "--numeric-owner", "-xpf", tarball, "-C", tree),
+		run(p.Reassure, "wad", "pack", tree, "-o", s.wads[first])); err != nil {
+		return err
+	}
+	random := rand.NewChaCha8([32]byte{})
+	content := make([]byte, 1<<20)
+	for i := range news {
+		if _, err := random.Read(content); err != nil {
+			return err
+		}
+		if err := os.WriteFile(filepath.Join(tree, "srv", fmt.Sprint("news", i)), content, 0o644); err != nil {
+			return err
+		}
+	}
+	return errors.Join(run(p.Reassure, "wad", "pack", tree, "-o", s.wads[second]), os.RemoveAll(tree))
+}
+
 // copy returns a disk with the old system.
 func (s *stage) copy(ctx context.Context, to string) (*qemutests.Disk, error) {
 	disk := &qemutests.Disk{Size: diskSize}
 	err := disk.Make(to)
 	if err == nil {
-		err = command.Command{Args: []string{"cp", "--sparse=always", s.old, to}, Timeout: 10 * time.Minute}.Run(ctx)
+		err = qemutests.CopyDisk(ctx, s.old, to)
 	}
 	return disk, err
 }
 
-// lab makes a lab whose PC gets the system that greets with motd.
-func (s *stage) lab(ctx context.Context, dir, mode, motd string) (*qemutests.Lab, error) {
+// lab makes a lab whose PC gets the system that greets with motd. Change, unless nil,
+// changes its profile.
+func (s *stage) lab(ctx context.Context, dir, mode, motd string, change func(string) string) (*qemutests.Lab, error) {
 	profile := strings.Replace(qemutests.SmallProfile, "system:\n", "  - {path: /etc/motd, source: site/motd}\nsystem:\n", 1) + "mode: " + strings.Replace(mode, delta, "auto", 1) + "\n"
+	if change != nil {
+		profile = change(profile)
+	}
 	files := qemutests.SmallFiles(profile)
 	files["templates/site/motd"] = motd + "\n"
 	for name, text := range files {
 		files[name] = strings.ReplaceAll(text, "{{KEY}}", s.key.Line)
 	}
-	lab, err := qemutests.NewLab(ctx, s.programs, dir, qemutests.Setup{Profile: "small", Files: files, Wads: map[string]string{"small.tar.zst": s.wad}}, s.key)
+	lab, err := qemutests.NewLab(ctx, s.programs, dir, qemutests.Setup{Profile: "small", Files: files, Wads: map[string]string{"small.tar.zst": s.wads[motd]}}, s.key)
 	if err == nil {
 		err = lab.Publish(ctx)
 	}
@@ -138,7 +177,7 @@ func (s *stage) lab(ctx context.Context, dir, mode, motd string) (*qemutests.Lab
 func (s *stage) once(ctx context.Context, dir, mode, motd string, disk *qemutests.Disk) (*spec.Plan, error) {
 	ctx, cancel := context.WithTimeoutCause(ctx, runTime, fmt.Errorf("not within %v", runTime))
 	defer cancel()
-	lab, err := s.lab(ctx, dir, mode, motd)
+	lab, err := s.lab(ctx, dir, mode, motd, nil)
 	if err != nil {
 		return nil, err
 	}
@@ -161,34 +200,7 @@ func (s *stage) once(ctx context.Context, dir, mode, motd string, disk *qemutest
 	return e.Plan, nil
 }
 
-// Outcomes.
-const (
-	oldSystem = "old system"
-	noBoot    = "does not boot"
-	newSystem = "new system"
-)
-
-// judge says what a PC would boot from a disk. What boots and is neither the old nor the
-// new system, whole, is an error. A disk of another run than the stage's has a new
-// system with identities, keys and times of its own.
-func (s *stage) judge(ctx context.Context, mode string, disk *qemutests.Disk, otherRun bool) (string, error) {
-	boots, err := disk.Bootable()
-	if err != nil || !boots {
-		return noBoot, err
-	}
-	var why []error
-	for _, c := range []struct {
-		outcome, golden string
-		own             bool
-	}{{oldSystem, s.old, false}, {newSystem, s.whole[mode], otherRun}} {
-		differs, err := s.compare(ctx, c.golden, disk.Path(), c.own)
-		if err != nil {
-			return "", err
-		}
-		if differs == nil {
-			return c.outcome, nil
-		}
-		why = append(why, fmt.Errorf("not the %s: %w", c.outcome, differs))
-	}
-	return "", fmt.Errorf("THE DISK BOOTS, and what it boots is not whole: %w", errors.Join(why...))
+// judge is for disks that have begun as the old system.
+func (s *stage) judge(mode string) *qemutests.Judge {
+	return &qemutests.Judge{Dir: s.programs.Dir, Old: s.old, New: s.whole[mode], Root: s.root}
 }

@@ -18,6 +18,7 @@ import (
 	"os"
 	"path/filepath"
 	"syscall"
+	"time"
 
 	"reassure/image/command"
 	"reassure/image/reimage/steps"
@@ -40,7 +41,10 @@ type Options struct {
 	// Keys are this PC's own, from [StartKeys]; they are put into the job, but for
 	// those in the job's Own, which the new system has already.
 	Keys *Keys
-	Log  *slog.Logger
+	// Slack is what the helper may take beside its steps, each of which has a limit of
+	// its own; 0 means 10 minutes.
+	Slack time.Duration
+	Log   *slog.Logger
 	// OnResult, unless nil, is called with each step's result as it comes.
 	OnResult func(Result)
 }
@@ -103,8 +107,11 @@ func Run(ctx context.Context, o Options) (summary Summary, err error) {
 		}
 		return nil
 	}}
+	if o.Slack == 0 {
+		o.Slack = 10 * time.Minute
+	}
 	err = command.Command{
-		Args: []string{helperPath}, Dir: "/", Env: []string{"PATH=/usr/sbin:/usr/bin:/sbin:/bin"},
+		Args: []string{helperPath}, Dir: "/", Timeout: steps.Limit(o.Job.Steps) + o.Slack, Env: []string{"PATH=/usr/sbin:/usr/bin:/sbin:/bin"},
 		Stdin: bytes.NewReader(text), Stdout: results,
 		SysProcAttr: &syscall.SysProcAttr{Chroot: root}, Log: o.Log,
 	}.Run(ctx)

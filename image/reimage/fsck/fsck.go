@@ -51,11 +51,11 @@ type Options struct {
 	Made mkfs.Options
 	// Program is e2fsck's; empty means [Program].
 	Program string
-	Log     *slog.Logger // nil means silence
+	// Limit is for each of its two runs; 0 means half an hour, which is more than a
+	// check takes on a disk that is not about to fail.
+	Limit time.Duration
+	Log   *slog.Logger // nil means silence
 }
-
-// limit is more than a check takes on a disk that is not about to fail.
-const limit = 30 * time.Minute
 
 // Check has e2fsck finish what the last mount left undone (replay the journal,
 // release files that were deleted while open), which writes, and then check all of
@@ -63,6 +63,9 @@ const limit = 30 * time.Minute
 func Check(ctx context.Context, device string, o Options) error {
 	if o.Program == "" {
 		o.Program = Program
+	}
+	if o.Limit == 0 {
+		o.Limit = 30 * time.Minute
 	}
 	now, err := judge(device, o.Made)
 	if err != nil {
@@ -77,7 +80,7 @@ func Check(ctx context.Context, device string, o Options) error {
 		{o.Program, "-f", "-n", device},
 	} {
 		var said bytes.Buffer
-		err := command.Command{Args: args, Env: env, Stdout: &said, Stderr: &said, Timeout: limit, Log: o.Log}.Run(ctx)
+		err := command.Command{Args: args, Env: env, Stdout: &said, Stderr: &said, Timeout: o.Limit, Log: o.Log}.Run(ctx)
 		var exit interface {
 			error
 			ExitCode() int

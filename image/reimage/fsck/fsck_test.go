@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -206,6 +207,30 @@ func TestRandomDamage(t *testing.T) {
 	}
 	if found < 20 {
 		t.Errorf("of 60 damaged images %d were found to be: this shows little", found)
+	}
+}
+
+// TestProgramFails has e2fsck fail, die and hang, in either of its runs: the file system is
+// not believed then, so that it is made anew, and the reason says why.
+func TestProgramFails(t *testing.T) {
+	t.Parallel()
+	file := fresh(t)
+	for _, run := range []string{"-p", "-f"} {
+		for script, want := range map[string]string{
+			"echo broken on purpose; exit 8": "broken on purpose",
+			"kill -9 $$":                     "signal: killed",
+			"sleep 1000":                     "no end after",
+		} {
+			program := filepath.Join(t.TempDir(), "e2fsck")
+			if err := os.WriteFile(program, []byte("#!/bin/sh\nPATH=/usr/bin:/bin\n[ $1 != "+run+" ] || { "+script+"; }\n"), 0o755); err != nil {
+				t.Fatal(err)
+			}
+			var damaged *Damaged
+			err := Check(t.Context(), file, Options{Made: made, Program: program, Limit: time.Second})
+			if !errors.As(err, &damaged) || !strings.Contains(err.Error(), want) || !strings.Contains(err.Error(), file) {
+				t.Errorf("%s, %s: the error is %v; want damage that says %q", run, script, err, want)
+			}
+		}
 	}
 }
 

@@ -129,7 +129,7 @@ func makeOn(ctx context.Context, kind, device string, o Options, log *slog.Logge
 		if err := f.Close(); err != nil {
 			return 0, err
 		}
-		return size, makeByProgram(ctx, kind, device, o, log)
+		return size, makeByProgram(ctx, programs, kind, device, o, log)
 	}
 	if err == nil {
 		err = f.Sync()
@@ -230,10 +230,13 @@ func available(folder, kind string) error {
 	return nil
 }
 
-// makeByProgram makes an xfs or btrfs file system by its own mkfs. Neither
+// limit is far more than a mkfs takes on a disk that answers.
+const limit = 10 * time.Minute
+
+// makeByProgram makes an xfs or btrfs file system by its own mkfs, from a folder. Neither
 // program discards the old blocks first: on some disks that takes minutes.
-func makeByProgram(ctx context.Context, kind, device string, o Options, log *slog.Logger) error {
-	args := []string{programs + "/mkfs." + kind, "-f", "-q", "-K"}
+func makeByProgram(ctx context.Context, folder, kind, device string, o Options, log *slog.Logger) error {
+	args := []string{folder + "/mkfs." + kind, "-f", "-q", "-K"}
 	if kind == spec.XFS {
 		args = append(args, "-m", "uuid="+o.UUID)
 	} else {
@@ -242,7 +245,7 @@ func makeByProgram(ctx context.Context, kind, device string, o Options, log *slo
 	if o.Label != "" {
 		args = append(args, "-L", o.Label)
 	}
-	return command.Command{Args: append(args, device), Log: log}.Run(ctx)
+	return command.Command{Args: append(args, device), Timeout: limit, Log: log}.Run(ctx)
 }
 
 // writer writes pieces of a file system until one fails, and keeps that error.

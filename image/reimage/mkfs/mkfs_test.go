@@ -12,6 +12,7 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+	"time"
 
 	"github.com/google/uuid"
 
@@ -366,6 +367,28 @@ func TestMakeAsksForTheSectorSize(t *testing.T) {
 		}
 		if got := signatures(t, device); got != kind {
 			t.Errorf("wipefs sees %q; want %s", got, kind)
+		}
+	}
+}
+
+// TestProgramFails has mkfs.xfs and mkfs.btrfs fail and hang: the error says which, and why.
+func TestProgramFails(t *testing.T) {
+	for _, kind := range []string{spec.XFS, spec.Btrfs} {
+		for script, want := range map[string]string{
+			"echo broken on purpose >&2; exit 3": "exit status 3: broken on purpose",
+			"kill -9 $$":                         "signal: killed",
+			"sleep 1000":                         "no end after",
+		} {
+			dir := t.TempDir()
+			if err := os.WriteFile(filepath.Join(dir, "mkfs."+kind), []byte("#!/bin/sh\n"+script+"\n"), 0o755); err != nil {
+				t.Fatal(err)
+			}
+			ctx, cancel := context.WithTimeout(t.Context(), 2*time.Second)
+			err := makeByProgram(ctx, dir, kind, "/nonexistent", Options{UUID: "5b6f0a3e-4c57-4a1c-9a55-0d9c8f1f7a10"}, nil)
+			cancel()
+			if err == nil || !strings.Contains(err.Error(), "mkfs."+kind) || !strings.Contains(err.Error(), want) {
+				t.Errorf("%s: error is %v; want one with %q", script, err, want)
+			}
 		}
 	}
 }

@@ -76,6 +76,45 @@ type Result struct {
 // defaultTimeout ends a step that names no time limit.
 const defaultTimeout = 10 * time.Minute
 
+// Limit is how long steps may take, all together.
+func Limit(list []spec.Step) (all time.Duration) {
+	for i := range list {
+		all += limit(&list[i]) + giveUp
+	}
+	return all
+}
+
+func limit(s *spec.Step) time.Duration {
+	if s.Timeout == 0 {
+		return defaultTimeout
+	}
+	return time.Duration(s.Timeout)
+}
+
+// giveUp is how long a step that has had its time is given to end. One whose command was
+// killed does; one that waits for a file of the wad's that is a pipe does not.
+const giveUp = 10 * time.Second
+
+// errStuck is a step that does not end: nothing more can be done beside it.
+var errStuck = errors.New("it does not end")
+
+// within does something, and comes back soon after ctx has ended, whether it has or not.
+func within(ctx context.Context, do func(context.Context) error) error {
+	done := make(chan error, 1)
+	go func() { done <- do(ctx) }()
+	select {
+	case err := <-done:
+		return err
+	case <-ctx.Done():
+	}
+	select {
+	case err := <-done:
+		return err
+	case <-time.After(giveUp):
+		return fmt.Errorf("%w: %w", errStuck, ctx.Err())
+	}
+}
+
 // Run does a job in the tree at root. Each result is handed to report as soon
 // as it is known; the first failure that is not allowed ends the run and is
 // returned.
@@ -110,21 +149,17 @@ type runner struct {
 }
 
 func (r *runner) timed(ctx context.Context, s *spec.Step, kind string, do func(context.Context) error, report func(Result)) error {
-	limit := time.Duration(s.Timeout)
-	if limit == 0 {
-		limit = defaultTimeout
-	}
-	ctx, cancel := context.WithTimeout(ctx, limit)
+	ctx, cancel := context.WithTimeout(ctx, limit(s))
 	defer cancel()
 	r.output = new(tail) // a command that outlived its step may still hold the last one
 	start := time.Now()
-	err := do(ctx)
+	err := within(ctx, do)
 	result := Result{Step: s.Name, Kind: kind, Seconds: time.Since(start).Seconds(), Output: r.output.lines()}
 	if err != nil {
-		result.Err, result.Allowed = err.Error(), s.AllowFailure
+		result.Err, result.Allowed = err.Error(), s.AllowFailure && !errors.Is(err, errStuck)
 	}
 	report(result)
-	if err != nil && !s.AllowFailure {
+	if err != nil && !result.Allowed {
 		return fmt.Errorf("step %q: %w", s.Name, err)
 	}
 	return nil

@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -566,6 +567,27 @@ func TestRunReports(t *testing.T) {
 	}
 	if last := results[5]; last.Allowed || last.Err == "" {
 		t.Errorf("the failure that is not: %+v", last)
+	}
+}
+
+// TestStuck has a step read a pipe that a wad has in a file's place. It ends, by name, and
+// nothing runs beside it, whatever its profile allows.
+func TestStuck(t *testing.T) {
+	r := plant(t, map[string]string{"etc/": ""})
+	if err := syscall.Mkfifo(r.at("/etc/conf"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	job := Job{Steps: []spec.Step{
+		{Name: "edits a pipe", Edit: &spec.Edit{Path: "/etc/conf", Append: "x"}, Timeout: spec.Duration(100 * time.Millisecond), AllowFailure: true},
+		{Name: "never", Write: &spec.Write{Path: "/etc/never"}},
+	}}
+	var last Result
+	err := Run(t.Context(), string(r), job, func(r Result) { last = r })
+	if err == nil || !strings.Contains(err.Error(), `step "edits a pipe": it does not end`) || last.Step != "edits a pipe" || last.Allowed || r.has("/etc/never") {
+		t.Errorf("error is %v, the last result %+v", err, last)
+	}
+	if got := Limit(job.Steps); got < 10*time.Minute || got > 11*time.Minute {
+		t.Errorf("the steps may take %v", got)
 	}
 }
 
