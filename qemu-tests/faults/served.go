@@ -97,10 +97,27 @@ func (s *stage) fullServer(ctx context.Context, dir string, facts map[string]str
 	if _, err := vm.Expect(ctx, loginLine, panicked); err != nil {
 		return err
 	}
-	// Where the PC's word that it is done was lost, its attempt counts as failed, and a
-	// person has to release it: it then finds that it holds what it should.
-	last, err := await(ctx, room, pc, func(h api.Host) bool { return h.State == api.Current || h.State != api.Running && h.Reason != "" })
+	// Where the PC's word that it is done was lost, its attempt counts as failed when it
+	// starts the next time, and a person has to release it: it then finds that it holds
+	// what it should.
+	if err := vm.Reset(); err != nil {
+		return err
+	}
+	last, err := await(ctx, room, pc, func(h api.Host) bool { return h.State != api.Running })
+	if err != nil {
+		return err
+	}
 	facts["said"], facts["outcome"], facts["verified"] = "done", qemutests.NewSystem, fmt.Sprintf("booted; at the server: %s, %s", last.State, last.Reason)
+	if last.State == api.Current {
+		return nil
+	}
+	if _, err := room.Ask(ctx, "release", pc.Name); err != nil {
+		return err
+	}
+	if err := vm.Reset(); err != nil {
+		return err
+	}
+	_, err = await(ctx, room, pc, func(h api.Host) bool { return h.State == api.Current })
 	return err
 }
 
