@@ -139,7 +139,7 @@ func (t *Trials) Run(ctx context.Context, stdout io.Writer, all []Trial) (err er
 			return err
 		}
 		fmt.Fprintf(stdout, "%-48s %s %5.0f s %s\n", x.Name, r.Result, r.Seconds, r.Text)
-		if err := results.add(r, t.out); err != nil {
+		if err := addResult(r, t.out); err != nil {
 			return err
 		}
 	}
@@ -190,10 +190,15 @@ func (r results) passed(trial, commit string) bool {
 	return slices.ContainsFunc(r, func(x Result) bool { return x.Trial == trial && x.Commit == commit && x.Result == passed })
 }
 
-// add takes the place of the trial's earlier result, and writes the file.
-func (r *results) add(x Result, file string) error {
-	*r = append(slices.DeleteFunc(*r, func(old Result) bool { return old.Trial == x.Trial }), x)
-	text, err := json.MarshalIndent(*r, "", "  ")
+// addResult takes the place of the trial's earlier result in the file, to which another
+// run may have added meanwhile.
+func addResult(x Result, file string) error {
+	all, err := readResults(file)
+	if err != nil {
+		return err
+	}
+	all = append(slices.DeleteFunc(all, func(old Result) bool { return old.Trial == x.Trial }), x)
+	text, err := json.MarshalIndent(all, "", "  ")
 	if err != nil {
 		return err
 	}
