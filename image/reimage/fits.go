@@ -10,8 +10,8 @@ import (
 
 // fits refuses a wad whose content alone is more than its partitions hold, while the old
 // system is still whole. What is little less may still not fit, for file systems need room
-// themselves; that is found out when it is laid down. Only an index says how much there
-// is. Overlays may replace what others bring, so each wad counts by itself.
+// themselves; that is found out when it is laid down, as it is with btrfs, which may
+// compress. Only an index says how much there is. Overlays may replace what others bring, so each wad counts by itself.
 func fits(plan *spec.Plan, wads []openedWad) error {
 	for _, w := range wads {
 		if w.indexed == nil {
@@ -27,7 +27,7 @@ func fits(plan *spec.Plan, wads []openedWad) error {
 			}
 		}
 		for _, p := range plan.Partitions {
-			if n := need[p.Mount]; p.Mount != "" && n > int64(p.Length) {
+			if n := need[p.Mount]; p.Mount != "" && p.FileSystem != spec.Btrfs && n > int64(p.Length) {
 				return fmt.Errorf("wad %s has %v for partition %s, which has %v: take a larger disk, or make the partition larger", w.Name, spec.Size(n), p.Name, spec.Size(p.Length))
 			}
 		}
