@@ -314,7 +314,8 @@ func writeback() (restore func() error, err error) {
 func (b *bench) theirs(ctx context.Context, dir string, size spec.Size, w wads) (took float64, err error) {
 	err = b.onFileSystem(ctx, dir, size, func(root string) error {
 		start := time.Now()
-		err := shell(ctx, `curl -fsS "$1" | zstd -dcq | tar -x -p --numeric-owner --acls --xattrs --xattrs-include='*' -C "$2"; sync -f "$2"`, w.url+filepath.Base(w.tarZst), root)
+		// tar need not read what follows the archive's end; zstd would die of that.
+		err := shell(ctx, `curl -fsS "$1" | zstd -dcq | { tar -x -p --numeric-owner --acls --xattrs --xattrs-include='*' -C "$2"; cat >/dev/null; }; sync -f "$2"`, w.url+filepath.Base(w.tarZst), root)
 		took = seconds(start)
 		return err
 	})
