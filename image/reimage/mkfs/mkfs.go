@@ -107,7 +107,7 @@ func Make(ctx context.Context, kind, device string, o Options, log *slog.Logger)
 
 // makeOn does what Make promises, and returns the device's size in bytes.
 func makeOn(ctx context.Context, kind, device string, o Options, log *slog.Logger) (size int64, err error) {
-	f, size, sector, err := open(device)
+	f, size, sector, err := open(ctx, device)
 	if err != nil {
 		return 0, err
 	}
@@ -137,10 +137,15 @@ func makeOn(ctx context.Context, kind, device string, o Options, log *slog.Logge
 	return size, errors.Join(err, f.Close())
 }
 
+// openPatience is how long a device that somebody holds is asked for: a program that is
+// just being started has whatever is open here until its exec, so that a device can be
+// held for a moment after its Close.
+const openPatience = 2 * time.Second
+
 // open opens a device for writing, and returns its size in bytes and its
 // logical sector size, which is 0 for a regular file. It makes nothing: a
 // missing device node must not become a file in the initramfs.
-func open(device string) (f *os.File, size int64, sector int, err error) {
+func open(ctx context.Context, device string) (f *os.File, size int64, sector int, err error) {
 	info, err := os.Stat(device)
 	if err != nil {
 		return nil, 0, 0, err
@@ -154,7 +159,13 @@ func open(device string) (f *os.File, size int64, sector int, err error) {
 	default:
 		return nil, 0, 0, fmt.Errorf("%s is neither a block device nor a regular file: name the partition", device)
 	}
-	if f, err = os.OpenFile(device, flags, 0); err != nil {
+	for end := time.Now().Add(openPatience); ; time.Sleep(10 * time.Millisecond) {
+		f, err = os.OpenFile(device, flags, 0)
+		if !errors.Is(err, unix.EBUSY) || time.Now().After(end) || ctx.Err() != nil {
+			break
+		}
+	}
+	if err != nil {
 		if errors.Is(err, unix.EBUSY) {
 			err = fmt.Errorf("%w: it is in use; unmount it, or stop the array, volume or swap on it", err)
 		}

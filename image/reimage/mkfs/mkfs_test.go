@@ -10,6 +10,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -335,18 +336,45 @@ func TestCheck(t *testing.T) {
 // A device that is mounted must not be written to.
 func TestMakeRefusesADeviceInUse(t *testing.T) {
 	t.Parallel()
-	f := sparse(t, 64*mib)
+	f := sparse(t, 320*mib)
 	if err := Make(context.Background(), spec.Ext4, f.Name(), named(spec.Ext4), nil); err != nil {
 		t.Fatal(err)
 	}
 	mounted(t, f, "noinit_itable", func(dir string) {
 		device := strings.TrimSpace(tool(t, "findmnt", "-n", "-o", "SOURCE", dir))
-		err := Make(context.Background(), spec.Swap, device, named(spec.Swap), nil)
-		if !errors.Is(err, syscall.EBUSY) || !strings.Contains(err.Error(), "unmount") {
-			t.Errorf("Make on %s, which is mounted: %v", device, err)
+		for _, kind := range []string{spec.Swap, spec.XFS} {
+			err := Make(context.Background(), kind, device, named(kind), nil)
+			if !errors.Is(err, syscall.EBUSY) || !strings.Contains(err.Error(), "unmount") {
+				t.Errorf("Make of %s on %s, which is mounted: %v", kind, device, err)
+			}
 		}
 	})
 	tool(t, "e2fsck", "-fn", f.Name())
+}
+
+// A program that is being started holds what was open for a moment after it was closed.
+func TestMakeWhileProgramsStart(t *testing.T) {
+	t.Parallel()
+	ctx, stop := context.WithCancel(context.Background())
+	var starters sync.WaitGroup
+	defer func() { stop(); starters.Wait() }()
+	for range 4 {
+		starters.Go(func() {
+			for ctx.Err() == nil {
+				tool(t, "true")
+			}
+		})
+	}
+	f := sparse(t, 64*mib)
+	device := strings.TrimSpace(tool(t, "losetup", "--find", "--show", f.Name()))
+	defer tool(t, "losetup", "--detach", device)
+	for range 10 {
+		for _, kind := range []string{spec.Swap, spec.VFAT} {
+			if err := Make(ctx, kind, device, named(kind), nil); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
 }
 
 // A disk with sectors of 4096 bytes is asked for them.

@@ -77,20 +77,24 @@ func attach(t *testing.T, file string) string {
 }
 
 // detach waits until the kernel has let go of the file: whoever probes a new device
-// has it open for a moment. It leaves a device alone that has another file by now.
+// has it open for a moment, and the kernel then clears it as the last one closes it. To
+// ask twice could take the device from the next one that found it free.
 func detach(t *testing.T, dev, file string) {
 	t.Helper()
 	backing := filepath.Join("/sys/class/block", filepath.Base(dev), "loop/backing_file")
-	for start := time.Now(); ; time.Sleep(10 * time.Millisecond) {
+	has := func() bool {
 		name, err := os.ReadFile(backing)
-		if err != nil || strings.TrimSpace(string(name)) != file {
-			return
-		}
+		return err == nil && strings.TrimSpace(string(name)) == file
+	}
+	if !has() {
+		return // a test has detached it itself
+	}
+	run(t, "losetup", "--detach", dev)
+	for start := time.Now(); has(); time.Sleep(10 * time.Millisecond) {
 		if time.Since(start) > time.Minute {
 			t.Errorf("%s still has %s a minute after it was told to let go", dev, file)
 			return
 		}
-		_ = exec.Command("losetup", "--detach", dev).Run()
 	}
 }
 
