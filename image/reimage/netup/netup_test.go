@@ -1,7 +1,6 @@
 package netup
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -12,9 +11,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"runtime"
 	"strings"
-	"sync"
 	"testing"
 	"time"
 
@@ -24,52 +21,17 @@ import (
 	"golang.org/x/sys/unix"
 
 	"reassure/image/fetch"
+	"reassure/image/nettest"
 	"reassure/image/reimage/cmdline"
 	"reassure/image/spec"
 )
 
 var sameAddress = cmp.Options{cmpopts.EquateComparable(netip.Addr{}, netip.Prefix{}), cmpopts.IgnoreFields(Network{}, "Lease"), cmpopts.IgnoreUnexported(Network{})}
 
-// namespace is a network namespace with a thread of its own, on which do runs.
-type namespace struct {
-	t    *testing.T
-	work chan func()
-	fd   int
-}
+// namespace is one that may have a DHCP server.
+type namespace struct{ *nettest.Namespace }
 
-func newNamespace(t *testing.T) *namespace {
-	t.Helper()
-	if os.Getuid() != 0 {
-		t.Fatal("network namespaces need root: run the tests as root")
-	}
-	n := &namespace{t: t, work: make(chan func())}
-	ready := make(chan error)
-	go func() {
-		runtime.LockOSThread() // never given back: the thread ends with its namespace
-		err := unix.Unshare(unix.CLONE_NEWNET)
-		if err == nil {
-			n.fd, err = unix.Open("/proc/thread-self/ns/net", unix.O_RDONLY|unix.O_CLOEXEC, 0)
-		}
-		ready <- err
-		for f := range n.work {
-			f()
-		}
-	}()
-	if err := <-ready; err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { close(n.work); _ = unix.Close(n.fd) })
-	return n
-}
-
-func (n *namespace) do(f func() error) {
-	n.t.Helper()
-	done := make(chan error)
-	n.work <- func() { done <- f() }
-	if err := <-done; err != nil {
-		n.t.Fatal(err)
-	}
-}
+func newNamespace(t *testing.T) *namespace { return &namespace{nettest.New(t)} }
 
 var (
 	pcMAC    = spec.MAC{0x02, 0, 0, 0, 0, 0x11}
@@ -81,76 +43,30 @@ var (
 func lab(t *testing.T) (server, pc *namespace) {
 	t.Helper()
 	server, pc = newNamespace(t), newNamespace(t)
-	server.do(func() error {
+	server.Do(func() error {
 		for i, mac := range []spec.MAC{pcMAC, otherMAC} {
 			v := &netlink.Veth{
 				LinkAttrs: netlink.LinkAttrs{Name: fmt.Sprintf("srv%d", i)}, PeerName: fmt.Sprintf("eth%d", i),
-				PeerHardwareAddr: mac[:], PeerNamespace: netlink.NsFd(pc.fd),
+				PeerHardwareAddr: mac[:], PeerNamespace: pc.FD,
 			}
 			if err := netlink.LinkAdd(v); err != nil {
 				return err
 			}
 		}
-		return linkUp("lo")
+		return nil
 	})
+	server.Up("lo")
 	return server, pc
-}
-
-func (n *namespace) up(name, address string) {
-	n.t.Helper()
-	n.do(func() error {
-		if address != "" {
-			link, err := netlink.LinkByName(name)
-			if err != nil {
-				return err
-			}
-			// Without a carrier, nobody finds out whether an IPv6 address is somebody else's.
-			if err := netlink.AddrReplace(link, &netlink.Addr{IPNet: ipNet(netip.MustParsePrefix(address)), Flags: unix.IFA_F_NODAD}); err != nil {
-				return err
-			}
-		}
-		return linkUp(name)
-	})
 }
 
 // dnsmasq serves DHCP in a namespace until the test ends.
 func (n *namespace) dnsmasq(args ...string) {
-	n.t.Helper()
-	dir := n.t.TempDir()
-	args = append([]string{
-		"--keep-in-foreground", "--port=0", "--conf-file=/dev/null", "--log-dhcp", "--log-facility=-", "--user=root",
+	n.T.Helper()
+	dir := n.T.TempDir()
+	n.Start(append([]string{
+		"dnsmasq", "--keep-in-foreground", "--port=0", "--conf-file=/dev/null", "--log-dhcp", "--log-facility=-", "--user=root",
 		"--dhcp-leasefile=" + filepath.Join(dir, "leases"), "--pid-file=" + filepath.Join(dir, "pid"), "--no-ping", "--bind-interfaces",
-	}, args...)
-	cmd := exec.Command("dnsmasq", args...)
-	var out lockedBuffer
-	cmd.Stdout, cmd.Stderr = &out, &out
-	// The child gets the namespace of the thread that starts it; it dies with
-	// that thread if the test does.
-	n.do(cmd.Start)
-	n.t.Cleanup(func() {
-		_ = cmd.Process.Kill()
-		_ = cmd.Wait()
-		if n.t.Failed() {
-			n.t.Logf("dnsmasq:\n%s", out.String())
-		}
-	})
-}
-
-type lockedBuffer struct {
-	mu sync.Mutex
-	b  bytes.Buffer
-}
-
-func (l *lockedBuffer) Write(p []byte) (int, error) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.b.Write(p)
-}
-
-func (l *lockedBuffer) String() string {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.b.String()
+	}, args...)...)
 }
 
 func TestMain(m *testing.M) {
@@ -163,15 +79,15 @@ func TestMain(m *testing.M) {
 
 // bringUp runs Up in the PC's namespace, and returns its log.
 func (n *namespace) bringUp(o Options) (*Network, string, error) {
-	n.t.Helper()
-	var log lockedBuffer
+	n.T.Helper()
+	var log nettest.Output
 	o.Log = slog.New(slog.NewTextHandler(&log, nil))
 	if o.ResolvConf == "" {
-		o.ResolvConf = filepath.Join(n.t.TempDir(), "resolv.conf")
+		o.ResolvConf = filepath.Join(n.T.TempDir(), "resolv.conf")
 	}
 	var network *Network
 	var err error
-	n.do(func() error {
+	n.Do(func() error {
 		ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 		defer cancel()
 		network, err = Up(ctx, o)
@@ -187,7 +103,7 @@ var fixed = "--dhcp-host=" + pcMAC.String() + ",10.99.0.11"
 
 func TestLease(t *testing.T) {
 	server, pc := lab(t)
-	server.up("srv0", "10.99.0.1/24")
+	server.Up("srv0", "10.99.0.1/24")
 	server.dnsmasq("--interface=srv0", "--dhcp-range=10.99.0.50,10.99.0.99,1h", fixed, "--domain=lab.example", "--dhcp-boot=pxelinux.0,boot,10.99.0.5",
 		"--dhcp-option=option:dns-server,10.99.0.5,10.99.0.6", "--dhcp-option=option:ntp-server,10.99.0.7", "--dhcp-option=option:mtu,1400")
 	resolv := filepath.Join(t.TempDir(), "etc/resolv.conf")
@@ -221,9 +137,9 @@ func TestLease(t *testing.T) {
 }
 
 func (n *namespace) shows(args []string, parts ...string) {
-	n.t.Helper()
+	n.T.Helper()
 	var out []byte
-	n.do(func() error {
+	n.Do(func() error {
 		var err error
 		out, err = exec.Command(args[0], args[1:]...).CombinedOutput()
 		if errors.Is(err, exec.ErrNotFound) {
@@ -233,14 +149,14 @@ func (n *namespace) shows(args []string, parts ...string) {
 	})
 	for _, want := range parts {
 		if !strings.Contains(string(out), want) {
-			n.t.Errorf("%q lacks %q:\n%s", args, want, out)
+			n.T.Errorf("%q lacks %q:\n%s", args, want, out)
 		}
 	}
 }
 
 func TestClasslessRoutes(t *testing.T) {
 	server, pc := lab(t)
-	server.up("srv0", "10.99.0.1/24")
+	server.Up("srv0", "10.99.0.1/24")
 	server.dnsmasq("--interface=srv0", "--dhcp-range=10.99.0.50,10.99.0.99,255.255.255.0,infinite", fixed,
 		"--dhcp-option=option:classless-static-route,0.0.0.0/0,10.99.0.2,10.50.0.0/16,10.99.0.3,10.51.0.0/16,0.0.0.0")
 	got, _, err := pc.bringUp(Options{NIC: "eth0"})
@@ -258,7 +174,7 @@ func TestLateCarrierAndLateServer(t *testing.T) {
 	// Both come while Up waits, from the server's side.
 	go func() {
 		time.Sleep(700 * time.Millisecond)
-		server.up("srv0", "10.99.0.1/24")
+		server.Up("srv0", "10.99.0.1/24")
 		time.Sleep(2500 * time.Millisecond) // longer than the first wait
 		server.dnsmasq("--interface=srv0", "--dhcp-range=10.99.0.50,10.99.0.99", fixed)
 	}()
@@ -275,8 +191,8 @@ func TestLateCarrierAndLateServer(t *testing.T) {
 
 func TestEveryCard(t *testing.T) {
 	server, pc := lab(t)
-	server.up("srv0", "") // a network without a DHCP server
-	server.up("srv1", "10.98.0.1/24")
+	server.Up("srv0") // a network without a DHCP server
+	server.Up("srv1", "10.98.0.1/24")
 	server.dnsmasq("--interface=srv1", "--dhcp-range=10.98.0.50,10.98.0.99")
 	got, _, err := pc.bringUp(Options{})
 	if err != nil || got.Interface != "eth1" || got.MAC != otherMAC || !p("10.98.0.0/24").Contains(got.Address.Addr()) {
@@ -292,9 +208,9 @@ func TestEveryCard(t *testing.T) {
 // it has not, wants to be told so.
 func TestVLAN(t *testing.T) {
 	server, pc := lab(t)
-	server.up("srv0", "")
+	server.Up("srv0")
 	supported := true
-	server.do(func() error {
+	server.Do(func() error {
 		parent, err := netlink.LinkByName("srv0")
 		if err != nil {
 			return err
@@ -307,7 +223,7 @@ func TestVLAN(t *testing.T) {
 		return err
 	})
 	if supported {
-		server.up("srv0.12", "10.97.0.1/24")
+		server.Up("srv0.12", "10.97.0.1/24")
 		server.dnsmasq("--interface=srv0.12", "--dhcp-range=10.97.0.50,10.97.0.99", "--dhcp-host="+pcMAC.String()+",10.97.0.11")
 	}
 	got, _, err := pc.bringUp(Options{BootMAC: pcMAC, VLAN: 12, DHCP: 20 * time.Second})
@@ -321,7 +237,7 @@ func TestVLAN(t *testing.T) {
 
 func TestStatic(t *testing.T) {
 	server, pc := lab(t)
-	server.up("srv0", "10.99.0.1/24")
+	server.Up("srv0", "10.99.0.1/24")
 	resolv := filepath.Join(t.TempDir(), "resolv.conf")
 	got, _, err := pc.bringUp(Options{
 		BootMAC: pcMAC, ResolvConf: resolv,
@@ -342,11 +258,11 @@ func TestStatic(t *testing.T) {
 // port has a carrier at once, and passes nothing for twice delay (IEEE 802.1D, 8.4: it
 // listens, then learns). The server is then on br0.
 func (n *namespace) span(delay time.Duration, address string) {
-	n.t.Helper()
+	n.T.Helper()
 	n.shows([]string{"ip", "link", "add", "br0", "type", "bridge", "stp_state", "1", "forward_delay", fmt.Sprint(int(delay.Seconds() * 100))})
 	n.shows([]string{"ip", "link", "set", "srv0", "master", "br0"})
-	n.up("br0", address)
-	n.up("srv0", "")
+	n.Up("br0", address)
+	n.Up("srv0")
 }
 
 func TestSpanningTree(t *testing.T) {
@@ -370,11 +286,11 @@ func TestLongSpanningTree(t *testing.T) {
 			t.Parallel()
 			server, pc := lab(t)
 			server.span(22500*time.Millisecond, "10.99.0.1/24")
-			server.up("br0", "fd00:99::1/64")
-			server.up("srv1", "")
+			server.Up("br0", "fd00:99::1/64")
+			server.Up("srv1")
 			server.dnsmasq("--interface=br0", "--dhcp-range=10.99.0.50,10.99.0.99", fixed, "--enable-ra", "--dhcp-range=fd00:99::,ra-only")
 			var web net.Listener
-			server.do(func() (err error) {
+			server.Do(func() (err error) {
 				web, err = net.Listen("tcp", ":80")
 				return err
 			})
@@ -397,7 +313,7 @@ func TestLongSpanningTree(t *testing.T) {
 			if options.IPv6 {
 				to = "[fd00:99::1]:80"
 			}
-			pc.do(func() error {
+			pc.Do(func() error {
 				for {
 					conn, err := net.DialTimeout("tcp", to, 2*time.Second)
 					if err == nil {
@@ -430,7 +346,7 @@ func TestMTU(t *testing.T) {
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			server, pc := lab(t)
-			server.up("srv0", "10.99.0.1/24")
+			server.Up("srv0", "10.99.0.1/24")
 			args := []string{"--interface=srv0", "--dhcp-range=10.99.0.50,10.99.0.99", fixed}
 			if tt.dhcp != "" {
 				args = append(args, tt.dhcp)
@@ -462,13 +378,13 @@ func TestIPv6(t *testing.T) {
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			server, pc := lab(t)
-			server.up("srv0", "fd00:99::1/64")
-			server.up("srv1", "") // nobody advertises anything there
+			server.Up("srv0", "fd00:99::1/64")
+			server.Up("srv1") // nobody advertises anything there
 			if tt.router {
 				server.dnsmasq("--interface=srv0", "--enable-ra", "--dhcp-range=fd00:99::,ra-only")
 			}
 			var web net.Listener
-			server.do(func() (err error) {
+			server.Do(func() (err error) {
 				web, err = net.Listen("tcp", "[fd00:99::1]:80")
 				return err
 			})
@@ -482,7 +398,7 @@ func TestIPv6(t *testing.T) {
 			if got.Interface != "eth0" || got.MAC != pcMAC || got.Address != p(tt.want) {
 				t.Errorf("network = %+v", got)
 			}
-			pc.do(func() error {
+			pc.Do(func() error {
 				// At the first try: the address can be used at once. The dialler stays on this thread, in this namespace.
 				conn, err := net.Dial("tcp6", "[fd00:99::1]:80")
 				if err != nil {
@@ -505,7 +421,7 @@ func TestIPv6(t *testing.T) {
 	}
 	t.Run("no router", func(t *testing.T) {
 		server, pc := lab(t)
-		server.up("srv0", "fd00:99::1/64")
+		server.Up("srv0", "fd00:99::1/64")
 		_, _, err := pc.bringUp(Options{IPv6: true, DHCP: 2 * time.Second})
 		if err == nil || !strings.Contains(err.Error(), "no IPv6 address after 2s on eth0 (02:00:00:00:00:11)") || !strings.Contains(err.Error(), "reassure.static") {
 			t.Errorf("Up = %v", err)
@@ -527,13 +443,13 @@ func TestFailures(t *testing.T) {
 		{name: "wrong name", options: Options{NIC: "enp3s0", BootMAC: pcMAC}, want: []string{"no network card is enp3s0", "eth0"}},
 		{name: "no carrier", options: Options{BootMAC: pcMAC, Carrier: 300 * time.Millisecond}, want: []string{"no carrier after 300ms on eth0", "check cable"}},
 		{
-			name: "no server", server: func(n *namespace) { n.up("srv0", "") }, options: Options{DHCP: 3 * time.Second},
+			name: "no server", server: func(n *namespace) { n.Up("srv0") }, options: Options{DHCP: 3 * time.Second},
 			want: []string{"no DHCP lease after 3s", "eth0 (02:00:00:00:00:11): 2 requests, the last: ", "eth1 (02:00:00:00:00:22) has no carrier", "reassure.static"},
 		},
 		{
 			name: "a server that does not know us",
 			server: func(n *namespace) {
-				n.up("srv0", "10.99.0.1/24")
+				n.Up("srv0", "10.99.0.1/24")
 				n.dnsmasq("--interface=srv0", "--dhcp-range=10.99.0.0,static")
 			},
 			options: Options{DHCP: 3 * time.Second, BootMAC: pcMAC}, want: []string{"no DHCP lease after 3s", "no answer"},
@@ -563,14 +479,14 @@ func TestNoCard(t *testing.T) {
 	if err == nil || !strings.Contains(err.Error(), "there is no network card") {
 		t.Errorf("Up = %v", err)
 	}
-	n.do(func() error {
+	n.Do(func() error {
 		if Present(Options{}) {
 			return errors.New("a card is present where there is none")
 		}
 		return nil
 	})
 	_, pc := lab(t)
-	pc.do(func() error {
+	pc.Do(func() error {
 		if !Present(Options{}) || !Present(Options{BootMAC: pcMAC}) || Present(Options{BootMAC: spec.MAC{2, 9}}) || !Present(Options{NIC: "02:00:00:00:00:22"}) {
 			return errors.New("Present does not know the cards")
 		}

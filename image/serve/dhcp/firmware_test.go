@@ -34,14 +34,14 @@ func (f *fetched) has(name string) bool {
 }
 
 func (n *namespace) files() *fetched {
-	n.t.Helper()
+	n.T.Helper()
 	f := &fetched{}
-	n.do(func() error {
+	n.Do(func() error {
 		tftp, err := net.ListenPacket("udp4", "10.99.0.1:69")
 		if err != nil {
 			return err
 		}
-		n.t.Cleanup(func() { _ = tftp.Close() })
+		n.T.Cleanup(func() { _ = tftp.Close() })
 		go func() {
 			b := make([]byte, 1500)
 			for {
@@ -64,7 +64,7 @@ func (n *namespace) files() *fetched {
 			http.NotFound(w, r)
 		})}
 		go func() { _ = server.Serve(web) }()
-		n.t.Cleanup(func() { _ = server.Close() })
+		n.T.Cleanup(func() { _ = server.Close() })
 		return nil
 	})
 	return f
@@ -110,7 +110,7 @@ func TestFirmwareBoots(t *testing.T) {
 				foreign := newNamespace(t)
 				server.cable("br0", foreign, "eth0", spec.MAC{2, 0, 0, 0, 2, 2}, "10.99.0.2/24")
 				dir := t.TempDir()
-				foreign.start("dnsmasq", "--keep-in-foreground", "--port=0", "--conf-file=/dev/null", "--log-dhcp", "--log-facility=-", "--user=root", "--no-ping",
+				foreign.Start("dnsmasq", "--keep-in-foreground", "--port=0", "--conf-file=/dev/null", "--log-dhcp", "--log-facility=-", "--user=root", "--no-ping",
 					"--dhcp-leasefile="+filepath.Join(dir, "leases"), "--pid-file="+filepath.Join(dir, "pid"), "--dhcp-range=10.99.0.50,10.99.0.99,1h")
 			}
 			settings := labSettings(c.mode)
@@ -127,12 +127,12 @@ func TestFirmwareBoots(t *testing.T) {
 				args = append(args, "-object", "filter-dump,id=d,netdev=n,file="+filepath.Join(r, strings.NewReplacer(" ", "-", ",", "").Replace(c.name)+".pcap"))
 			}
 			begin := time.Now()
-			server.start(append(args, c.args...)...)
+			server.Start(append(args, c.args...)...)
 			until(t, "the tap", 20*time.Second, func() bool {
-				_, err := server.run("ip", "link", "show", "tap0")
+				_, err := server.Run("ip", "link", "show", "tap0")
 				return err == nil
 			})
-			server.do(func() error { return server.join("br0", "tap0") })
+			server.Do(func() error { return server.join("br0", "tap0") })
 			until(t, c.want, 150*time.Second, func() bool { return files.has(c.want) })
 			t.Logf("%v: %v", time.Since(begin), files.names)
 		})

@@ -1,7 +1,6 @@
 package dhcp
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -11,100 +10,45 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"runtime"
 	"slices"
 	"strings"
 	"sync"
-	"syscall"
 	"testing"
 	"time"
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
+	"reassure/image/nettest"
 	"reassure/image/serve/card"
 	"reassure/image/spec"
 )
 
-// namespace is a network namespace with a thread of its own, on which do runs.
-type namespace struct {
-	t    *testing.T
-	work chan func()
-	fd   int
-}
+// namespace is one with switches and cables.
+type namespace struct{ *nettest.Namespace }
 
 func newNamespace(t *testing.T) *namespace {
-	t.Helper()
-	if os.Getuid() != 0 {
-		t.Fatal("network namespaces need root: run the tests as root")
-	}
-	n := &namespace{t: t, work: make(chan func())}
-	ready := make(chan error)
-	go func() {
-		runtime.LockOSThread() // never given back: the thread ends with its namespace
-		err := unix.Unshare(unix.CLONE_NEWNET)
-		if err == nil {
-			n.fd, err = unix.Open("/proc/thread-self/ns/net", unix.O_RDONLY|unix.O_CLOEXEC, 0)
-		}
-		ready <- err
-		for f := range n.work {
-			f()
-		}
-	}()
-	if err := <-ready; err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { close(n.work); _ = unix.Close(n.fd) })
-	n.do(func() error { return up("lo", "") })
+	n := &namespace{nettest.New(t)}
+	n.Up("lo")
 	return n
 }
 
-func (n *namespace) do(f func() error) {
-	n.t.Helper()
-	done := make(chan error)
-	n.work <- func() { done <- f() }
-	if err := <-done; err != nil {
-		n.t.Fatal(err)
-	}
-}
-
-func up(name, address string) error {
-	link, err := netlink.LinkByName(name)
-	if err != nil {
-		return err
-	}
-	if address != "" {
-		a, err := netlink.ParseAddr(address)
-		if err != nil {
-			return err
-		}
-		if err := netlink.AddrReplace(link, a); err != nil {
-			return err
-		}
-	}
-	return netlink.LinkSetUp(link)
-}
-
-// bridge makes a switch in the namespace, with an address of this machine's.
-func (n *namespace) bridge(name, address string) {
-	n.t.Helper()
-	n.do(func() error {
-		if err := netlink.LinkAdd(&netlink.Bridge{LinkAttrs: netlink.LinkAttrs{Name: name}}); err != nil {
-			return err
-		}
-		return up(name, address)
-	})
+// bridge makes a switch in the namespace, with addresses of the machine that it is in.
+func (n *namespace) bridge(name string, addresses ...string) {
+	n.T.Helper()
+	n.Do(func() error { return netlink.LinkAdd(&netlink.Bridge{LinkAttrs: netlink.LinkAttrs{Name: name}}) })
+	n.Up(name, addresses...)
 }
 
 // cable joins a card in another namespace to a switch in this one.
-func (n *namespace) cable(bridge string, to *namespace, card string, mac spec.MAC, address string) {
-	n.t.Helper()
+func (n *namespace) cable(bridge string, to *namespace, card string, mac spec.MAC, addresses ...string) {
+	n.T.Helper()
 	port := fmt.Sprintf("p%02x%02x", mac[4], mac[5])
-	n.do(func() error {
-		v := &netlink.Veth{LinkAttrs: netlink.LinkAttrs{Name: port}, PeerName: card, PeerHardwareAddr: mac[:], PeerNamespace: netlink.NsFd(to.fd)}
+	n.Do(func() error {
+		v := &netlink.Veth{LinkAttrs: netlink.LinkAttrs{Name: port}, PeerName: card, PeerHardwareAddr: mac[:], PeerNamespace: to.FD}
 		return errors.Join(netlink.LinkAdd(v), n.join(bridge, port))
 	})
-	to.do(func() error { return up(card, address) })
+	to.Up(card, addresses...)
 }
 
 func (n *namespace) join(bridge, port string) error {
@@ -117,52 +61,6 @@ func (n *namespace) join(bridge, port string) error {
 		return err
 	}
 	return errors.Join(netlink.LinkSetMaster(p, b), netlink.LinkSetUp(p))
-}
-
-// start runs a program in the namespace until the test ends.
-func (n *namespace) start(args ...string) (*exec.Cmd, *lockedBuffer) {
-	n.t.Helper()
-	cmd, out := exec.Command(args[0], args[1:]...), &lockedBuffer{}
-	cmd.Stdout, cmd.Stderr = out, out
-	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL} // with the namespace's thread
-	n.do(cmd.Start)
-	n.t.Cleanup(func() {
-		_ = cmd.Process.Kill()
-		_ = cmd.Wait()
-		if n.t.Failed() {
-			n.t.Logf("%v:\n%s", args, out)
-		}
-	})
-	return cmd, out
-}
-
-// run runs a program in the namespace to its end.
-func (n *namespace) run(args ...string) (string, error) {
-	n.t.Helper()
-	ctx, cancel := context.WithTimeout(n.t.Context(), time.Minute)
-	defer cancel()
-	cmd, out := exec.CommandContext(ctx, args[0], args[1:]...), &lockedBuffer{}
-	cmd.Stdout, cmd.Stderr = out, out
-	n.do(cmd.Start)
-	err := cmd.Wait()
-	return out.String(), err
-}
-
-type lockedBuffer struct {
-	mu sync.Mutex
-	b  bytes.Buffer
-}
-
-func (l *lockedBuffer) Write(p []byte) (int, error) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.b.Write(p)
-}
-
-func (l *lockedBuffer) String() string {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.b.String()
 }
 
 // until waits for something that another process does.
@@ -274,26 +172,26 @@ func labSettings(m Mode) Settings {
 
 // serve runs a server in the namespace until the test ends, or stop is called.
 func (n *namespace) serve(backend *inventory, s Settings, cards ...string) (stop func()) {
-	n.t.Helper()
-	var log lockedBuffer
+	n.T.Helper()
+	var log nettest.Output
 	server := &Server{
 		Interfaces: cards, Settings: func() Settings { return s }, Backend: backend, Leases: backend,
 		Log: slog.New(slog.NewTextHandler(&log, &slog.HandlerOptions{Level: slog.LevelDebug})),
 	}
-	n.do(server.Listen)
+	n.Do(server.Listen)
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error)
 	go func() { done <- server.Run(ctx) }()
 	stop = sync.OnceFunc(func() {
 		cancel()
 		if err := <-done; err != nil {
-			n.t.Errorf("Run = %v", err)
+			n.T.Errorf("Run = %v", err)
 		}
 	})
-	n.t.Cleanup(func() {
+	n.T.Cleanup(func() {
 		stop()
-		if n.t.Failed() {
-			n.t.Logf("server:\n%s", &log)
+		if n.T.Failed() {
+			n.T.Logf("server:\n%s", &log)
 		}
 	})
 	return stop
@@ -313,8 +211,8 @@ func script(t *testing.T, text string) string {
 }
 
 func (n *namespace) udhcpc(more ...string) string {
-	n.t.Helper()
-	out, err := n.run(append([]string{"busybox", "udhcpc", "-i", "eth0", "-f", "-q", "-n", "-t", "3", "-T", "1", "-s", script(n.t, printScript),
+	n.T.Helper()
+	out, err := n.Run(append([]string{"busybox", "udhcpc", "-i", "eth0", "-f", "-q", "-n", "-t", "3", "-T", "1", "-s", script(n.T, printScript),
 		"-O", "ntpsrv", "-O", "hostname", "-O", "broadcast"}, more...)...)
 	if err != nil {
 		out += "\n" + err.Error()
@@ -334,9 +232,9 @@ func wants(t *testing.T, what, got string, parts ...string) {
 func TestUdhcpcGetsAddresses(t *testing.T) {
 	server, known, second, strange := newNamespace(t), newNamespace(t), newNamespace(t), newNamespace(t)
 	server.bridge("br0", "10.99.0.1/24")
-	server.cable("br0", known, "eth0", knownMAC, "")
-	server.cable("br0", second, "eth0", secondMAC, "")
-	server.cable("br0", strange, "eth0", strangeMAC, "")
+	server.cable("br0", known, "eth0", knownMAC)
+	server.cable("br0", second, "eth0", secondMAC)
+	server.cable("br0", strange, "eth0", strangeMAC)
 	backend := labHosts()
 	stop := server.serve(backend, labSettings(ModeServer), "br0")
 
@@ -376,13 +274,13 @@ func TestUdhcpcGetsAddresses(t *testing.T) {
 func TestUdhcpcRenews(t *testing.T) {
 	server, strange := newNamespace(t), newNamespace(t)
 	server.bridge("br0", "10.99.0.1/24")
-	server.cable("br0", strange, "eth0", strangeMAC, "")
+	server.cable("br0", strange, "eth0", strangeMAC)
 	backend := labHosts()
 	settings := labSettings(ModeServer)
 	settings.Pool = Range{ip("10.99.0.13"), ip("10.99.0.13")}
 	server.serve(backend, settings, "br0")
 	configure := script(t, strings.Replace(printScript, "#!/bin/sh\n", "#!/bin/sh\n[ $1 = bound ] && ip addr add $ip/24 dev eth0\n", 1))
-	cmd, out := strange.start("busybox", "udhcpc", "-i", "eth0", "-f", "-R", "-s", configure)
+	cmd, out := strange.Start("busybox", "udhcpc", "-i", "eth0", "-f", "-R", "-s", configure)
 	until(t, "a lease", 20*time.Second, func() bool { return strings.Contains(out.String(), "bound ip=10.99.0.13") })
 	_ = cmd.Process.Signal(unix.SIGUSR1)
 	until(t, "a renewal", 20*time.Second, func() bool { return strings.Contains(out.String(), "renew ip=10.99.0.13") })
@@ -412,7 +310,7 @@ func TestDhclientIsRefusedForeignAddress(t *testing.T) {
 			t.Parallel()
 			server, pc := newNamespace(t), newNamespace(t)
 			server.bridge("br0", "10.99.0.1/24")
-			server.cable("br0", pc, "eth0", c.mac, "")
+			server.cable("br0", pc, "eth0", c.mac)
 			server.serve(labHosts(), labSettings(ModeServer), "br0")
 			dir := t.TempDir()
 			leases := filepath.Join(dir, "leases")
@@ -420,7 +318,7 @@ func TestDhclientIsRefusedForeignAddress(t *testing.T) {
 			if err := os.WriteFile(leases, []byte(old), 0o644); err != nil {
 				t.Fatal(err)
 			}
-			out, err := pc.run("dhclient", "-4", "-d", "-1", "-v", "-cf", "/dev/null", "-lf", leases, "-pf", filepath.Join(dir, "pid"),
+			out, err := pc.Run("dhclient", "-4", "-d", "-1", "-v", "-cf", "/dev/null", "-lf", leases, "-pf", filepath.Join(dir, "pid"),
 				"-sf", script(t, "#!/bin/sh\necho reason=$reason ip=$new_ip_address host=$new_host_name\n[ \"$reason\" != BOUND ] || kill $(cat "+filepath.Join(dir, "pid")+")\n"), "eth0")
 			if errors.Is(err, exec.ErrNotFound) {
 				t.Fatal("dhclient is missing: apt-get install isc-dhcp-client")
@@ -436,8 +334,8 @@ func TestOnlyTheNamedInterface(t *testing.T) {
 	server, pc, other := newNamespace(t), newNamespace(t), newNamespace(t)
 	server.bridge("br0", "10.99.0.1/24")
 	server.bridge("br1", "10.98.0.1/24")
-	server.cable("br0", pc, "eth0", knownMAC, "")
-	server.cable("br1", other, "eth0", secondMAC, "")
+	server.cable("br0", pc, "eth0", knownMAC)
+	server.cable("br1", other, "eth0", secondMAC)
 	backend := labHosts()
 	server.serve(backend, labSettings(ModeServer), "br0")
 	if got := other.udhcpc(); strings.Contains(got, "bound") || !strings.Contains(got, "no lease") {
@@ -450,7 +348,7 @@ func TestOnlyTheNamedInterface(t *testing.T) {
 
 	// The site's own server on the other interface is not in our way, and a second
 	// server on ours is found when it starts.
-	server.do(func() error {
+	server.Do(func() error {
 		for _, name := range []string{"br0", "br1"} {
 			c, err := card.Listen("DHCP", name, ServerPort, "", nil)
 			if err == nil {
@@ -480,7 +378,7 @@ func TestListenSaysWhatIsWrong(t *testing.T) {
 		if name == "no interface" {
 			s.Pool = Range{}
 		}
-		n.do(func() error {
+		n.Do(func() error {
 			server := &Server{Interfaces: c.cards, Settings: func() Settings { return s }, Backend: labHosts()}
 			if err := server.Listen(); err == nil || !strings.Contains(err.Error(), c.want) {
 				return fmt.Errorf("%s: %v, want %q", name, err, c.want)
@@ -493,7 +391,7 @@ func TestListenSaysWhatIsWrong(t *testing.T) {
 func TestOffOpensNothing(t *testing.T) {
 	n := newNamespace(t)
 	n.serve(labHosts(), labSettings(ModeOff), "lo")
-	n.do(func() error {
+	n.Do(func() error {
 		c, err := net.ListenUDP("udp4", &net.UDPAddr{Port: ServerPort})
 		if err != nil {
 			return err

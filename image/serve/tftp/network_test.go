@@ -4,7 +4,6 @@ import (
 	"bufio"
 	"context"
 	"encoding/binary"
-	"errors"
 	"fmt"
 	"io"
 	"io/fs"
@@ -12,70 +11,14 @@ import (
 	"net/netip"
 	"os"
 	"os/exec"
-	"runtime"
 	"testing"
 	"time"
 
 	"github.com/vishvananda/netlink"
-	"golang.org/x/sys/unix"
 
+	"reassure/image/nettest"
 	"reassure/image/serve/files"
 )
-
-// namespace is a network namespace with a thread of its own, on which do runs:
-// sockets that it opens are inside.
-type namespace struct {
-	work chan func()
-	fd   int
-}
-
-func newNamespace(t *testing.T) *namespace {
-	t.Helper()
-	if os.Getuid() != 0 {
-		t.Fatal("network namespaces need root: run the tests as root")
-	}
-	n := &namespace{work: make(chan func())}
-	ready := make(chan error)
-	go func() {
-		runtime.LockOSThread() // never given back: the thread ends with its namespace
-		err := unix.Unshare(unix.CLONE_NEWNET)
-		if err == nil {
-			n.fd, err = unix.Open("/proc/thread-self/ns/net", unix.O_RDONLY|unix.O_CLOEXEC, 0)
-		}
-		ready <- err
-		for f := range n.work {
-			f()
-		}
-	}()
-	if err := <-ready; err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { close(n.work); _ = unix.Close(n.fd) })
-	return n
-}
-
-func (n *namespace) do(f func() error) error {
-	done := make(chan error)
-	n.work <- func() { done <- f() }
-	return <-done
-}
-
-func up(name string, addresses ...string) error {
-	link, err := netlink.LinkByName(name)
-	if err != nil {
-		return err
-	}
-	for _, address := range addresses {
-		a, err := netlink.ParseAddr(address)
-		if err != nil {
-			return err
-		}
-		if err := netlink.AddrAdd(link, a); err != nil {
-			return err
-		}
-	}
-	return netlink.LinkSetUp(link)
-}
 
 // nothing is a tree without files: whoever asks is told so.
 type nothing struct{}
@@ -111,9 +54,9 @@ func serveUntilEnd(card string) error {
 	return s.Run(ctx)
 }
 
-// serve starts a server in the namespace, in a process of its own: its transfers
+// serve starts a server in a namespace, in a process of its own: its transfers
 // open sockets on any thread.
-func (n *namespace) serve(t *testing.T, card string) {
+func serve(t *testing.T, n *nettest.Namespace, card string) {
 	t.Helper()
 	c := exec.Command("/proc/self/exe")
 	c.Env = append(os.Environ(), cardVariable+"="+card)
@@ -126,9 +69,7 @@ func (n *namespace) serve(t *testing.T, card string) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := n.do(c.Start); err != nil {
-		t.Fatal(err)
-	}
+	n.Do(c.Start)
 	t.Cleanup(func() {
 		in.Close()
 		if err := c.Wait(); err != nil {
@@ -143,9 +84,9 @@ func (n *namespace) serve(t *testing.T, card string) {
 // TestInterfaces has a server with two cards, of which one is the lab's, and two
 // addresses there.
 func TestInterfaces(t *testing.T) {
-	server, pc, office := newNamespace(t), newNamespace(t), newNamespace(t)
+	server, pc, office := nettest.New(t), nettest.New(t), nettest.New(t)
 	for _, c := range []struct {
-		to        *namespace
+		to        *nettest.Namespace
 		card      string
 		addresses []string
 		peer      string
@@ -153,29 +94,25 @@ func TestInterfaces(t *testing.T) {
 		{pc, "lab0", []string{"172.30.0.5/24", "172.30.0.6/24"}, "172.30.0.11/24"},
 		{office, "office0", []string{"172.31.0.5/24"}, "172.31.0.11/24"},
 	} {
-		err := server.do(func() error {
-			v := &netlink.Veth{LinkAttrs: netlink.LinkAttrs{Name: c.card}, PeerName: "eth0", PeerNamespace: netlink.NsFd(c.to.fd)}
-			return errors.Join(netlink.LinkAdd(v), up(c.card, c.addresses...))
+		server.Do(func() error {
+			return netlink.LinkAdd(&netlink.Veth{LinkAttrs: netlink.LinkAttrs{Name: c.card}, PeerName: "eth0", PeerNamespace: c.to.FD})
 		})
-		if err := errors.Join(err, c.to.do(func() error { return up("eth0", c.peer) })); err != nil {
-			t.Fatal(err)
-		}
+		server.Up(c.card, c.addresses...)
+		c.to.Up("eth0", c.peer)
 	}
 	// Linux takes what is for the lab's address by any card.
-	if err := office.do(func() error {
+	office.Do(func() error {
 		link, err := netlink.LinkByName("eth0")
 		if err != nil {
 			return err
 		}
 		return netlink.RouteAdd(&netlink.Route{LinkIndex: link.Attrs().Index, Gw: net.IPv4(172, 31, 0, 5)})
-	}); err != nil {
-		t.Fatal(err)
-	}
+	})
 
-	server.serve(t, "lab0")
+	serve(t, server, "lab0")
 	for _, c := range []struct {
 		name    string
-		from    *namespace
+		from    *nettest.Namespace
 		to      string
 		answers bool
 	}{
@@ -185,9 +122,7 @@ func TestInterfaces(t *testing.T) {
 		{"the lab's address by the other card", office, "172.30.0.5", false},
 	} {
 		var conn *net.UDPConn
-		if err := c.from.do(func() (err error) { conn, err = net.ListenUDP("udp4", nil); return err }); err != nil {
-			t.Fatal(err)
-		}
+		c.from.Do(func() (err error) { conn, err = net.ListenUDP("udp4", nil); return err })
 		defer conn.Close()
 		if _, err := conn.WriteToUDP([]byte("\x00\x01f\x00octet\x00"), &net.UDPAddr{IP: net.ParseIP(c.to), Port: 69}); err != nil {
 			t.Fatal(err)
