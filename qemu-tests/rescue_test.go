@@ -14,7 +14,6 @@ import (
 
 	"reassure/image/command"
 	"reassure/image/serve/api"
-	"reassure/image/spec"
 )
 
 // person is somebody at the boot server who has OpenSSH and a key.
@@ -127,27 +126,7 @@ func (p *person) atTerminal() {
 // ended by who is logged in, and by the boot server. Nothing is written to the disk, nobody
 // gets in but by a listed key, and at no other time does anything listen.
 func TestRescueOnPC(t *testing.T) {
-	pc := &PC{
-		Name: "exp01", IP: "172.30.0.11", MAC: spec.MAC{0x52, 0x54, 0, 0, 0, 1},
-		Disk: &Disk{Size: 2 * spec.GiB, Fill: OwnSystem("the old system"), Serial: "RESCUED"}, Vars: map[string]string{"motd": "first"},
-	}
-	setup := small(t, pc)
-	setup.Files["profiles/small.yaml"] = strings.Replace(setup.Files["profiles/small.yaml"], "disk: {overwrite: foreign}\n", "approve: ask\n", 1)
-	room := &servedT{roomT: newRoom(t, setup)}
-	if err := pc.Disk.Make(filepath.Join(room.Dir, "disk")); err != nil {
-		t.Fatal(err)
-	}
-	before := sum(t, pc.Disk)
-	same := func(when string) {
-		t.Helper()
-		if sum(t, pc.Disk) != before {
-			t.Errorf("the disk was written to %s", when)
-		}
-	}
-	if err := room.Config("server"); err != nil {
-		t.Fatal(err)
-	}
-	room.serve()
+	room, pc, untouched := withStranger(t, "RESCUED")
 	const shown = `RESCUE: ssh root@172\.30\.0\.11; this boot's host key is ED25519 (SHA256:\S+)`
 
 	says(t, "rescue", room.ask("rescue", pc.Name), "exp01: will wait for people who log in")
@@ -171,13 +150,13 @@ func TestRescueOnPC(t *testing.T) {
 	stranger.refused("Permission denied (publickey)", "root@"+pc.IP, "true")
 	ann.refused("Permission denied (publickey)", "-o", "PubkeyAuthentication=no", "root@"+pc.IP, "true")
 	ann.refused("Permission denied (publickey)", "admin@"+pc.IP, "true")
-	same("in the first rescue")
+	untouched("in the first rescue")
 	ann.ssh("root@"+pc.IP, "reboot").Run(t.Context()) // its connection may end before its status comes
 	vm.expect("RESCUE OVER", time.Minute)
 	vm.expect("the old system", time.Minute)
 	room.state(pc, api.New, "local")
 	says(t, "log", room.ask("log", pc.Name), "logged in: tests from 172.30.0.5:", "done: ended by who was logged in")
-	same("by the reboot")
+	untouched("by the reboot")
 
 	room.ask("rescue", pc.Name)
 	press(t, vm)
@@ -198,5 +177,5 @@ func TestRescueOnPC(t *testing.T) {
 	press(t, vm)
 	vm.expect(`-> approval`, 4*time.Minute)
 	ann.refused("Connection refused", "root@"+pc.IP, "true")
-	same("at last")
+	untouched("at last")
 }
