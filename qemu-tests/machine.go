@@ -123,7 +123,7 @@ type VM struct {
 // accelerator is what executes a guest's instructions. A /dev/kvm that is there
 // may still hang every guest, so it must be asked for. With a thread for each of the
 // guest's processors QEMU 7.2 died of SIGSEGV once, a kernel hung once, and on two busy
-// cores a reimage took half as long again.
+// cores a reimage took 1.6 and 1.8 times as long.
 func accelerator() string {
 	if a := os.Getenv("QEMU_ACCEL"); a != "" && a != "tcg" {
 		return a
